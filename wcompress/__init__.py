@@ -1,0 +1,67 @@
+"""wcompress makes a trained network's weights as small as they can honestly be, and gives them back.
+
+    import wcompress
+
+    result = wcompress.pack("model.pt", "model.wcz")
+    state_dict = wcompress.load("model.wcz")
+    with wcompress.open("model.wcz") as archive:
+        weight = archive.get_tensor("fc.weight")
+
+Names are imported when first used, so that `import wcompress` itself does not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from wcompress.api import pack as pack
+    from wcompress.codec.packing import PackOptions as PackOptions
+    from wcompress.codec.reading import Archive as Archive
+    from wcompress.codec.reading import inspect as inspect
+    from wcompress.codec.reading import load as load
+    from wcompress.codec.reading import open_archive as open_archive
+    from wcompress.codec.reading import verify as verify
+    from wcompress.codec.results import InspectResult as InspectResult
+    from wcompress.codec.results import PackResult as PackResult
+    from wcompress.codec.results import VerifyResult as VerifyResult
+    from wcompress.codec.unpacking import unpack as unpack
+    from wcompress.errors import WCompressError as WCompressError
+    from wcompress.evaluate import evaluate as evaluate
+
+    open = open_archive
+
+_HOMES = {
+    "Archive": "wcompress.codec.reading:Archive",
+    "InspectResult": "wcompress.codec.results:InspectResult",
+    "PackOptions": "wcompress.codec.packing:PackOptions",
+    "PackResult": "wcompress.codec.results:PackResult",
+    "VerifyResult": "wcompress.codec.results:VerifyResult",
+    "WCompressError": "wcompress.errors:WCompressError",
+    "evaluate": "wcompress.evaluate:evaluate",
+    "inspect": "wcompress.codec.reading:inspect",
+    "load": "wcompress.codec.reading:load",
+    "open": "wcompress.codec.reading:open_archive",
+    "pack": "wcompress.api:pack",
+    "unpack": "wcompress.codec.unpacking:unpack",
+    "verify": "wcompress.codec.reading:verify",
+}
+
+__all__ = [
+    *_HOMES,
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wcompress' has no attribute {name!r}")
+    module, attribute = _HOMES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,57 @@
+"""Packing with a task: the codec composed with scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wcompress.checkpoint import read_checkpoint
+from wcompress.codec import packing
+from wcompress.codec.packing import PackOptions
+from wcompress.codec.results import PackResult, TaskScore
+from wcompress.evaluate import score
+from wcompress.tasks import Task, load_task
+from wcompress.vae.training import Progress
+
+
+def pack(
+    source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
+    output: str | os.PathLike[str] | None = None,
+    options: PackOptions | None = None,
+    *,
+    task: Task | str | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> PackResult:
+    """Make an archive of a model, and score it before and after when a task is given.
+
+    Args:
+        source: a checkpoint file, or name → tensor.
+        output: the archive; by default the source's name with `.wcz` added.
+        options: how to pack.
+        task: a task, or the name or place of one.
+        data_dir: where a built-in task's data lies.
+        progress: called as the work goes on.
+        **overrides: fields of `PackOptions` by name.
+
+    Raises:
+        CheckpointError, OptionError, OutputError, TaskError: see `wcompress.errors`.
+
+    Example:
+        >>> result = pack("model.pt", "model.wcz", effort=3)  # doctest: +SKIP
+        >>> result.ratio, result.latent_ratio  # doctest: +SKIP
+    """
+    if task is None:
+        return packing.pack(source, output, options, progress=progress, **overrides)
+    if isinstance(task, str):
+        task = load_task(task, data_dir=data_dir)
+    checkpoint = read_checkpoint(source, key=overrides.get("key", options.key if options else None))
+    before = score(task, checkpoint.tensors)
+    result, restored = packing.pack_and_restore(source, output, options, progress=progress, **overrides)
+    return replace(result, task=TaskScore(task.name, task.dataset, before, score(task, restored)))

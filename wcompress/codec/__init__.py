@@ -1,0 +1,1 @@
+"""Composes checkpoint, blocks, VAE and archive into pack, open, load, inspect and verify."""

@@ -1,0 +1,150 @@
+"""What an archive holds, as JSON under deflate: see docs/format.md, "Manifest"."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from wcompress.errors import ArchiveError
+
+METHODS = ("paper",)
+"""Literal, append-only identifiers of how float tensors are coded."""
+
+KINDS = ("coded", "raw", "tie")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor.
+
+    Attributes:
+        name: its name.
+        dtype: its torch dtype without "torch.".
+        shape: its shape.
+        kind: `coded` by the method, `raw` for bit-exact bytes, `tie` for another name of an earlier tensor.
+        tie_to: for a tie, the index of that earlier entry, itself no tie.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str = "coded"
+    tie_to: int | None = None
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about the restored tensors except their values.
+
+    Attributes:
+        method: one of `METHODS`.
+        source: file name of the model, "" for a dict of tensors.
+        tensors: in the order in which they are restored.
+        padding: zeros at the end of the last block.
+        sqnr_db: as measured when packing, None where it has no meaning.
+        metadata: the safetensors metadata of the source.
+    """
+
+    method: str
+    source: str
+    tensors: tuple[TensorEntry, ...]
+    padding: int = 0
+    sqnr_db: float | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def of_kind(self, kind: str) -> tuple[TensorEntry, ...]:
+        """The tensors of one kind, in order."""
+        return tuple(entry for entry in self.tensors if entry.kind == kind)
+
+    def to_bytes(self) -> bytes:
+        """The `manifest` section."""
+        rows: list[list[Any]] = []
+        for entry in self.tensors:
+            if entry.kind == "tie":
+                rows.append([entry.name, entry.tie_to])
+            elif entry.kind == "raw":
+                rows.append([entry.name, entry.dtype, list(entry.shape), "raw"])
+            else:
+                rows.append([entry.name, entry.dtype, list(entry.shape)])
+        document: dict[str, Any] = {"method": self.method, "tensors": rows}
+        if self.source:
+            document["source"] = self.source
+        if self.padding:
+            document["padding"] = self.padding
+        if self.sqnr_db is not None:
+            document["sqnr"] = round(self.sqnr_db, 3)
+        if self.metadata:
+            document["metadata"] = self.metadata
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+        return packer.compress(text) + packer.flush()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Read the `manifest` section.
+
+        Raises:
+            ArchiveError: it is malformed.
+        """
+        try:
+            # Deflate grows at most 1032-fold, so the file's own size bounds what is allocated here.
+            unpacker = zlib.decompressobj(-15)
+            text = unpacker.decompress(data)
+            if not unpacker.eof or unpacker.unused_data:
+                raise ValueError("the deflate stream does not end where the section does")
+            return cls._from_document(json.loads(text.decode()))
+        except (zlib.error, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+            raise ArchiveError(f"manifest: cannot be read ({error}); the archive is damaged") from error
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Manifest:
+        method = document["method"]
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}, update wcompress")
+        entries: list[TensorEntry] = []
+        for row in document["tensors"]:
+            entries.append(_entry(row, entries))
+        if len({entry.name for entry in entries}) != len(entries):
+            raise ValueError("a tensor name occurs twice")
+        sqnr_db = document.get("sqnr")
+        if sqnr_db is not None and not math.isfinite(sqnr_db):
+            raise ValueError(f"an SQNR of {sqnr_db} dB")
+        metadata = document.get("metadata", {})
+        return cls(
+            method=method,
+            source=_expect(document.get("source", ""), str),
+            tensors=tuple(entries),
+            padding=_expect(document.get("padding", 0), int),
+            sqnr_db=None if sqnr_db is None else float(sqnr_db),
+            metadata={_expect(key, str): _expect(value, str) for key, value in metadata.items()},
+        )
+
+
+def _entry(row: list[Any], earlier: list[TensorEntry]) -> TensorEntry:
+    name = _expect(row[0], str)
+    if len(row) == 2:
+        index = _expect(row[1], int)
+        if not 0 <= index < len(earlier) or earlier[index].kind == "tie":
+            raise ValueError(f"tensor {name!r} is tied to entry {index}, which does not precede it")
+        return TensorEntry(name, earlier[index].dtype, earlier[index].shape, "tie", index)
+    shape = tuple(_expect(size, int) for size in row[2])
+    if any(size < 0 for size in shape) or math.prod(shape) >= 2**62:
+        raise ValueError(f"tensor {name!r} has the impossible shape {shape}")
+    kind = row[3] if len(row) > 3 else "coded"
+    if len(row) > 4 or kind not in ("coded", "raw"):
+        raise ValueError(f"tensor {name!r} has the unknown kind {kind!r}, update wcompress")
+    return TensorEntry(name, _expect(row[1], str), shape, kind)
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{kind.__name__} expected, {value!r:.40} found")
+    return value

@@ -1,0 +1,157 @@
+"""Method `paper`: the archive holds a latent for each block and the VAE's decoder; its mean is the restored weights.
+
+Source: Cheng et al., "Variational Autoencoder-based Neural Network Model Compression", sections 3 and 4. Beyond the
+paper: each tensor is divided by its root mean square before it enters a block (8 bytes a tensor in the archive), so
+that the VAE spends its precision on every tensor alike; decoder and latents are rounded to 16 bits, and decoding is
+exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wcompress.blocks import BlockLayout, from_blocks, to_blocks
+from wcompress.codec.manifest import TensorEntry
+from wcompress.codec.raw import entry_dtype
+from wcompress.errors import ArchiveError
+from wcompress.vae.integer import IntegerDecoder, quantise_decoder
+
+if TYPE_CHECKING:  # unpacking must not import training code
+    from wcompress.vae.training import Progress, TrainingConfig, TrainingHistory
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PaperSections:
+    """What the method stores.
+
+    Attributes:
+        decoder, latents, scales: section payloads.
+        padding: zeros at the end of the last block.
+        n_latents: numbers in all latents.
+        history: of the training; None when there was nothing to train on.
+    """
+
+    decoder: bytes
+    latents: bytes
+    scales: bytes
+    padding: int
+    n_latents: int
+    history: TrainingHistory | None
+
+
+def encode_paper(
+    tensors: Mapping[str, torch.Tensor], block_size: int, config: TrainingConfig, progress: Progress | None
+) -> PaperSections:
+    """Train a VAE on the tensors' blocks and encode them.
+
+    Args:
+        tensors: finite float tensors, contiguous, on the CPU.
+        block_size: parameters in a block.
+        config: how to train.
+        progress: called as training goes on.
+    """
+    from wcompress.vae.training import train_vae
+
+    arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+    scales = {name: root_mean_square(array) for name, array in arrays.items()}
+    blocks, layout = to_blocks({name: a / (scales[name] or 1.0) for name, a in arrays.items()}, block_size)
+    scale_bytes = np.array(list(scales.values()), dtype="<f8").tobytes()
+    if layout.n_blocks == 0:
+        return PaperSections(b"", b"", scale_bytes, 0, 0, None)
+    trained = train_vae(blocks, config, progress)
+    decoder, latents = quantise_decoder(trained.layers, trained.latents)
+    return PaperSections(
+        decoder.to_bytes(),
+        latents.astype("<i2").tobytes(),
+        scale_bytes,
+        layout.padding,
+        latents.size,
+        trained.history,
+    )
+
+
+def root_mean_square(values: Floats) -> float:
+    """√(mean w²) of finite float64 values, 0 for an empty or all-zero tensor; never overflows."""
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest == 0.0:
+        return 0.0
+    return largest * float(np.sqrt(np.mean(np.square(values / largest))))
+
+
+class PaperReader:
+    """Restores tensors from the sections of method `paper`.
+
+    Args:
+        entries: the coded tensors, in order.
+        padding: as the manifest records it.
+        decoder, latents, scales: section payloads.
+
+    Raises:
+        ArchiveError: the sections do not hold what the entries say.
+    """
+
+    def __init__(
+        self, entries: Sequence[TensorEntry], padding: int, decoder: bytes, latents: bytes, scales: bytes
+    ) -> None:
+        self._entries = {entry.name: entry for entry in entries}
+        if len(scales) != 8 * len(entries):
+            raise ArchiveError(
+                f"scales: {8 * len(entries)} bytes expected, {len(scales)} found; the archive is damaged"
+            )
+        self._scales = dict(zip(self._entries, np.frombuffer(scales, "<f8"), strict=True))
+        names, shapes = tuple(self._entries), tuple(entry.shape for entry in entries)
+        n_params = sum(entry.numel for entry in entries)
+        if n_params == 0:
+            self._decoder = None
+            return
+        self._decoder = IntegerDecoder.from_bytes(decoder)
+        self._layout = BlockLayout(names, shapes, self._decoder.block_size)
+        expected_bytes = 2 * self._layout.n_blocks * self._decoder.latent_dim
+        if len(latents) != expected_bytes or padding != self._layout.padding:
+            raise ArchiveError(
+                f"latents: {expected_bytes} bytes with padding {self._layout.padding} expected, {len(latents)} bytes"
+                f" with padding {padding} found; the archive is damaged"
+            )
+        self._latents = np.frombuffer(latents, "<i2").reshape(self._layout.n_blocks, self._decoder.latent_dim)
+
+    def restore(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        """The tensors named, or all; only the blocks they lie in are decoded.
+
+        Args:
+            names: tensors of the entries given; adjacent ones are cheapest together.
+        """
+        wanted = tuple(self._entries) if names is None else tuple(names)
+        if self._decoder is None:
+            return {name: self._to_tensor(name, np.zeros(self._entries[name].shape)) for name in wanted}
+        size = self._layout.block_size
+        spans = [self._layout.span(name) for name in wanted]
+        first = min((start for start, _ in spans), default=0) // size
+        last = -(-max((end for _, end in spans), default=0) // size)
+        blocks = self._decoder(self._latents[first:last])
+        arrays = from_blocks(blocks, self._layout, wanted, first)
+        return {name: self._to_tensor(name, arrays[name]) for name in wanted}
+
+    def _to_tensor(self, name: str, array: Floats) -> torch.Tensor:
+        scale = self._scales[name]
+        values = array * scale if scale else np.zeros(array.shape)
+        return round_to_dtype(values, entry_dtype(self._entries[name]))
+
+
+def round_to_dtype(values: Floats, dtype: torch.dtype) -> torch.Tensor:
+    """float64 → a float dtype: clamped to its finite range, rounded to float32 first, then to the dtype.
+
+    The order of the steps is part of the format: it makes the result the same everywhere.
+    """
+    tensor = torch.from_numpy(np.asarray(values, dtype=np.float64, order="C"))
+    if dtype == torch.float64:
+        return tensor.clone()
+    limit = torch.finfo(dtype).max
+    return tensor.clamp(-limit, limit).to(torch.float32).to(dtype)

@@ -1,0 +1,278 @@
+"""Opening archives: one tensor or all of them, and checking what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+
+import torch
+
+from wcompress.archive import ArchiveReader
+from wcompress.checkpoint import Checkpoint, read_checkpoint
+from wcompress.codec.manifest import Manifest, TensorEntry
+from wcompress.codec.paper import PaperReader
+from wcompress.codec.raw import decode_raw, entry_dtype, tensor_bytes
+from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
+from wcompress.errors import ArchiveError, ChecksumMismatch
+from wcompress.fidelity import compare, same_bits
+from wcompress.wire import encode_varint
+
+_SQNR_TOLERANCE_DB = 0.01
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors in order, as docs/format.md defines it, 32 bytes."""
+    sha = hashlib.sha256()
+    for name, tensor in tensors.items():
+        for text in (name.encode(), str(tensor.dtype).removeprefix("torch.").encode()):
+            sha.update(encode_varint(len(text)) + text)
+        sha.update(b"".join(encode_varint(size) for size in (tensor.ndim, *tensor.shape)))
+        sha.update(tensor_bytes(tensor))
+    return sha.digest()
+
+
+class Archive:
+    """An open archive; a context manager.
+
+    Opening reads the index and the manifest; tensors are decoded when asked for.
+
+    Args:
+        path: the archive.
+
+    Raises:
+        ArchiveError: it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._reader = ArchiveReader(path)
+        try:
+            self.manifest = Manifest.from_bytes(self._reader.section("manifest"))
+            for entry in self.manifest.tensors:
+                entry_dtype(entry)
+        except ArchiveError as error:
+            self.close()
+            raise self._placed(error) from error
+        self._entries = {entry.name: entry for entry in self.manifest.tensors}
+        self._coded: PaperReader | None = None
+        self._raw: dict[str, torch.Tensor] | None = None
+
+    def keys(self) -> list[str]:
+        """Tensor names, in the source's order."""
+        return list(self._entries)
+
+    def get_tensor(self, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Decode one tensor; of the others, nothing that it does not depend on.
+
+        Raises:
+            KeyError: there is no tensor of that name.
+            ArchiveError: the archive is damaged.
+        """
+        entry = self._entries[name]
+        if entry.tie_to is not None:
+            entry = self.manifest.tensors[entry.tie_to]
+        return self._restore([entry])[entry.name].to(device)
+
+    def load(self, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+        """Decode the tensors named, or all; tied names share one tensor.
+
+        When all are decoded, they are compared with the archive's SHA-256.
+
+        Raises:
+            KeyError: there is no tensor of a name.
+            ChecksumMismatch: the restored tensors are not those that were packed.
+            ArchiveError: the archive is damaged.
+        """
+        wanted = self.keys() if names is None else [name for name in names if self._entries[name]]
+        owners = {name: self._owner(name) for name in wanted}
+        unique = {entry.name: entry for entry in owners.values()}
+        restored = self._restore(list(unique.values()))
+        tensors = {name: restored[owner.name] for name, owner in owners.items()}
+        if names is None and tensors_digest(tensors) != self._reader.digest:
+            raise ChecksumMismatch(
+                f"{self._reader.path}: the restored tensors differ from those that were packed"
+                f" (SHA-256 {tensors_digest(tensors).hex()}, expected {self._reader.digest.hex()}); get a fresh copy"
+            )
+        moved = {name: tensor.to(device) for name, tensor in restored.items()}
+        return {name: moved[owner.name] for name, owner in owners.items()}
+
+    def check(self) -> None:
+        """Compare every section's checksum.
+
+        Raises:
+            ArchiveError: one differs.
+        """
+        self._reader.check()
+
+    def _owner(self, name: str) -> TensorEntry:
+        entry = self._entries[name]
+        return entry if entry.tie_to is None else self.manifest.tensors[entry.tie_to]
+
+    def _restore(self, entries: list[TensorEntry]) -> dict[str, torch.Tensor]:
+        try:
+            tensors: dict[str, torch.Tensor] = {}
+            coded = [entry.name for entry in entries if entry.kind == "coded"]
+            if coded:
+                tensors |= self._coded_reader().restore(coded)
+            if len(coded) < len(entries):
+                if self._raw is None:
+                    self._raw = decode_raw(self._reader.section("raw"), self.manifest.of_kind("raw"))
+                tensors |= {entry.name: self._raw[entry.name] for entry in entries if entry.kind == "raw"}
+        except ArchiveError as error:
+            raise self._placed(error) from error
+        return tensors
+
+    def _coded_reader(self) -> PaperReader:
+        if self._coded is None:
+            sections = [self._reader.section(name) for name in ("decoder", "latents", "scales")]
+            self._coded = PaperReader(self.manifest.of_kind("coded"), self.manifest.padding, *sections)
+        return self._coded
+
+    def _placed(self, error: ArchiveError) -> ArchiveError:
+        path = str(self._reader.path)
+        return error if path in str(error) else type(error)(f"{path}: {error}")
+
+    def inspect(self) -> InspectResult:
+        """The archive in figures; checksums are compared, nothing is decoded.
+
+        Raises:
+            ArchiveError: the archive is damaged.
+        """
+        self.check()
+        manifest, sections = self.manifest, self._reader.section_bytes
+        dtypes = [entry_dtype(entry) for entry in manifest.tensors]
+        sized = list(zip(manifest.tensors, dtypes, strict=True))
+        return InspectResult(
+            archive=str(self._reader.path),
+            source=manifest.source,
+            method=manifest.method,
+            n_params=sum(entry.numel for entry, dtype in sized if dtype.is_floating_point),
+            n_tensors=len(manifest.tensors),
+            original_bytes=sum(entry.numel * dtype.itemsize for entry, dtype in sized),
+            archive_bytes=self._reader.n_bytes,
+            n_latents=sections.get("latents", 0) // 2 or None,
+            sections=sections,
+            sqnr_db=manifest.sqnr_db,
+            sha256=self._reader.digest.hex(),
+            version=self._reader.version,
+            padding=manifest.padding,
+            tensors=tuple(TensorRow(e.name, e.dtype, e.shape, e.kind) for e in manifest.tensors),
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def open_archive(path: str | os.PathLike[str]) -> Archive:
+    """Open an archive to read tensors one by one, as a context manager.
+
+    Raises:
+        ArchiveError: it cannot be read.
+    """
+    return Archive(path)
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """Restore a state_dict from an archive.
+
+    Args:
+        path: the archive.
+        device: where the tensors are to be.
+
+    Returns:
+        Name → tensor, in the source's order, tied names sharing one tensor.
+
+    Raises:
+        ArchiveError: the archive is damaged, or what it restores to is not what was packed.
+    """
+    with Archive(path) as archive:
+        archive.check()
+        return archive.load(device=device)
+
+
+def inspect(path: str | os.PathLike[str]) -> InspectResult:
+    """An archive in figures, without decoding it.
+
+    Raises:
+        ArchiveError: the archive is damaged.
+    """
+    with Archive(path) as archive:
+        return archive.inspect()
+
+
+def verify(
+    path: str | os.PathLike[str],
+    against: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = None,
+    *,
+    key: str | None = None,
+) -> VerifyResult:
+    """Compare every checksum, decode everything, and, given a model, measure the difference.
+
+    Args:
+        path: the archive.
+        against: the model it was made from.
+        key: entry of `against` that holds the model, see `read_checkpoint`.
+
+    Returns:
+        Error figures and what is wrong; damage itself is raised.
+
+    Raises:
+        ArchiveError: the archive is damaged.
+        CheckpointError: `against` cannot be read.
+    """
+    with Archive(path) as archive:
+        archive.check()
+        restored = archive.load()
+        sha256 = archive.inspect().sha256
+        if against is None:
+            return VerifyResult(sha256)
+        original = read_checkpoint(against, key=key)
+        errors = _differences(original, restored)
+        if errors:
+            return VerifyResult(sha256, errors=tuple(errors))
+        errors += [
+            f"tensor {entry.name!r} is kept bit for bit, and is not that of the model"
+            for entry in archive.manifest.of_kind("raw")
+            if not same_bits(original.tensors[entry.name], restored[entry.name])
+        ]
+        figures = compare(original.tensors, restored)
+        recorded = archive.manifest.sqnr_db
+        if (recorded is None) != (figures.sqnr_db is None) or (
+            recorded is not None
+            and figures.sqnr_db is not None
+            and abs(recorded - figures.sqnr_db) > _SQNR_TOLERANCE_DB
+        ):
+            errors.append(
+                f"the archive records {_db(recorded)} against the model it was made from, this one gives"
+                f" {_db(figures.sqnr_db)}: it was made from another model"
+            )
+        return VerifyResult(sha256, figures.sqnr_db, figures.max_abs_error, figures.lossless, tuple(errors))
+
+
+def _db(value: float | None) -> str:
+    return "no difference" if value is None else f"an SQNR of {value:.2f} dB"
+
+
+def _differences(original: Checkpoint, restored: Mapping[str, torch.Tensor]) -> list[str]:
+    errors = [
+        f"tensor {name!r} of the model is not in the archive" for name in original.tensors if name not in restored
+    ]
+    errors += [
+        f"tensor {name!r} of the archive is not in the model" for name in restored if name not in original.tensors
+    ]
+    for name, tensor in original.tensors.items():
+        other = restored.get(name)
+        if other is not None and (other.shape != tensor.shape or other.dtype != tensor.dtype):
+            errors.append(
+                f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)} in the model,"
+                f" {other.dtype} {list(other.shape)} in the archive"
+            )
+    return errors

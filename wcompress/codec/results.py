@@ -1,0 +1,189 @@
+"""What pack, inspect and verify answer: dataclasses whose `to_json` is the contract of `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wcompress.vae.training import TrainingHistory
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task's score before and after, in percent.
+
+    Attributes:
+        name: of the task.
+        dataset: that it scored on.
+        score_before: of the source model, percent.
+        score_after: of the restored model, percent.
+    """
+
+    name: str
+    dataset: str
+    score_before: float
+    score_after: float
+
+    @property
+    def drop(self) -> float:
+        """Points lost."""
+        return self.score_before - self.score_after
+
+    def to_json(self) -> dict[str, Any]:
+        """The `task` object."""
+        return {**asdict(self), "drop": self.drop}
+
+
+@dataclass(frozen=True)
+class ArchiveSummary:
+    """An archive in figures.
+
+    Attributes:
+        archive: its path.
+        source: file name or path of the model.
+        method: how float tensors are coded.
+        n_params: elements of the floating-point tensors.
+        n_tensors: tensors.
+        original_bytes: Σ numel × itemsize over every tensor of the source.
+        archive_bytes: size on disk of everything a receiver needs.
+        n_latents: numbers in all latents; None where the method has none.
+        sections: bytes by section name; they add up to `archive_bytes`.
+        sqnr_db: pooled over float tensors of two or more dimensions, dB; None when lossless.
+        sha256: of the restored tensors, hexadecimal.
+    """
+
+    archive: str
+    source: str
+    method: str
+    n_params: int
+    n_tensors: int
+    original_bytes: int
+    archive_bytes: int
+    n_latents: int | None
+    sections: dict[str, int]
+    sqnr_db: float | None
+    sha256: str
+
+    @property
+    def ratio(self) -> float:
+        """original_bytes / archive_bytes, every byte counted."""
+        return self.original_bytes / self.archive_bytes
+
+    @property
+    def latent_ratio(self) -> float | None:
+        """The paper's accounting: float parameters / latents."""
+        return self.n_params / self.n_latents if self.n_latents else None
+
+    @property
+    def bits_per_param(self) -> float | None:
+        """8 × archive_bytes / n_params; None without parameters."""
+        return 8 * self.archive_bytes / self.n_params if self.n_params else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        names = ["header", "manifest", "decoder", "latents", "tables", "symbols", "raw"]
+        sections = {name: self.sections.get(name, 0) for name in names}
+        return {
+            "archive": self.archive,
+            "source": self.source,
+            "method": self.method,
+            "n_params": self.n_params,
+            "n_tensors": self.n_tensors,
+            "original_bytes": self.original_bytes,
+            "archive_bytes": self.archive_bytes,
+            "ratio": self.ratio,
+            "latent_ratio": self.latent_ratio,
+            "bits_per_param": self.bits_per_param,
+            "sections": {**sections, **{k: v for k, v in self.sections.items() if k not in sections}},
+            "sqnr_db": self.sqnr_db,
+            "sha256": self.sha256,
+        }
+
+
+@dataclass(frozen=True)
+class PackResult(ArchiveSummary):
+    """What `pack` did.
+
+    Attributes:
+        seconds: wall time by part, `total` among them.
+        task: scores, when a task was given.
+        left_out: what the source held that is no part of the archive.
+        max_abs_error: the largest difference of any finite float parameter.
+        dry_run: nothing was written.
+        history: of the VAE's training, None where none was trained.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    task: TaskScore | None = None
+    left_out: tuple[str, ...] = ()
+    max_abs_error: float | None = None
+    dry_run: bool = False
+    history: TrainingHistory | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `pack --json` prints."""
+        return {
+            **super().to_json(),
+            "max_abs_error": self.max_abs_error,
+            "seconds": self.seconds,
+            "task": self.task.to_json() if self.task else None,
+            "left_out": list(self.left_out),
+            "dry_run": self.dry_run,
+        }
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor as `inspect` lists it; `kind` is coded, raw or tie."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class InspectResult(ArchiveSummary):
+    """What is in an archive, without decoding.
+
+    Attributes:
+        version: of the format.
+        padding: zeros at the end of the last block.
+        tensors: in order.
+    """
+
+    version: int = 0
+    padding: int = 0
+    tensors: tuple[TensorRow, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `inspect --json` prints."""
+        rows = [{**asdict(row), "shape": list(row.shape)} for row in self.tensors]
+        return {**super().to_json(), "version": self.version, "padding": self.padding, "tensors": rows}
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Whether an archive is whole and restores what it says.
+
+    Attributes:
+        sha256: of the restored tensors, hexadecimal.
+        sqnr_db, max_abs_error, lossless: against the model given; None without one.
+        errors: one line each; empty when all is well.
+    """
+
+    sha256: str
+    sqnr_db: float | None = None
+    max_abs_error: float | None = None
+    lossless: bool | None = None
+    errors: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Nothing was found."""
+        return not self.errors
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `verify --json` prints."""
+        return {"ok": self.ok, **asdict(self), "errors": list(self.errors)}

@@ -1,0 +1,112 @@
+"""Unpacking: an archive becomes a checkpoint again."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wcompress.checkpoint import write_checkpoint
+from wcompress.codec.reading import Archive
+from wcompress.errors import OptionError
+from wcompress.files import atomic_output, check_output
+
+Format = Literal["safetensors", "pt"]
+_PT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
+
+
+@dataclass(frozen=True)
+class UnpackResult:
+    """What `unpack` wrote.
+
+    Attributes:
+        archive: path of the archive.
+        output: path of the checkpoint.
+        format: `safetensors` or `pt`.
+        n_tensors: tensors written.
+        output_bytes: size of the checkpoint file.
+        sha256: of all of the archive's tensors, hexadecimal.
+        seconds: wall time.
+    """
+
+    archive: str
+    output: str
+    format: str
+    n_tensors: int
+    output_bytes: int
+    sha256: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `unpack --json` prints."""
+        return asdict(self)
+
+
+def default_output(archive: str | os.PathLike[str], format: Format) -> Path:
+    """`model.pt.wcz` → `model.safetensors` or `model.pt`, beside the archive."""
+    path = Path(archive)
+    stem = path.name.removesuffix(".wcz")
+    known = (*_PT_SUFFIXES, ".safetensors")
+    stem = next((stem.removesuffix(s) for s in known if stem.endswith(s) and stem != s), stem)
+    return path.with_name(f"{stem}.{format}")
+
+
+def unpack(
+    archive: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    format: Format | None = None,
+    only: str | None = None,
+    force: bool = False,
+) -> UnpackResult:
+    """Restore a checkpoint file.
+
+    Args:
+        archive: what `pack` wrote.
+        output: the checkpoint; by default the source's name, with the format's suffix, beside the archive.
+        format: by default what the output's suffix says, else safetensors.
+        only: a regular expression; tensors in whose name it is found are restored, the others left out.
+        force: an existing output may be replaced.
+
+    Raises:
+        ArchiveError: the archive is damaged.
+        OptionError: the expression is malformed, or matches no tensor.
+        OutputError: the output exists already or cannot be written.
+        UnsupportedCheckpoint: the format cannot hold a tensor.
+    """
+    start = time.perf_counter()
+    if format is None:
+        format = "pt" if output is not None and Path(output).suffix in _PT_SUFFIXES else "safetensors"
+    if output is None:
+        output = default_output(archive, format)
+    with Archive(archive) as opened:
+        check_output(output, force=force, source=archive)
+        summary = opened.inspect()
+        tensors = opened.load(None if only is None else _matching(opened.keys(), only))
+        metadata = opened.manifest.metadata
+    with atomic_output(output, force=force, source=archive) as temporary:
+        write_checkpoint(temporary, tensors, format=format, metadata=metadata or None)
+        n_bytes = temporary.stat().st_size
+    return UnpackResult(
+        archive=os.fspath(archive),
+        output=os.fspath(output),
+        format=format,
+        n_tensors=len(tensors),
+        output_bytes=n_bytes,
+        sha256=summary.sha256,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _matching(names: list[str], only: str) -> list[str]:
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise OptionError(f"only {only!r}: not a regular expression ({error})") from error
+    found = [name for name in names if pattern.search(name)]
+    if not found:
+        raise OptionError(f"only {only!r}: found in no tensor name; `wcompress inspect` lists the {len(names)} names")
+    return found

@@ -1,0 +1,38 @@
+"""Where torch computes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from wcompress.errors import OptionError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def resolve_device(name: str) -> str:
+    """`auto` → `cuda` where there is one, else `cpu`; the others stay as they are.
+
+    Raises:
+        OptionError: no such device, or CUDA was asked for and there is none.
+    """
+    if name not in DEVICES:
+        raise OptionError(f"device {name!r}: must be {', '.join(DEVICES)}")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise OptionError("device 'cuda': this torch sees no CUDA device; use cpu or auto")
+    return "cuda" if available and name != "cpu" else "cpu"
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads within the block; None changes nothing."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,67 @@
+"""How far restored tensors are from the originals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class ErrorFigures:
+    """Distance between two sets of tensors of the same names and shapes.
+
+    Attributes:
+        sqnr_db: 10 log₁₀(Σw² / Σ(w−ŵ)²) pooled over finite float tensors of two or more dimensions, in dB; None when
+            nothing differs there or there is no such tensor.
+        max_abs_error: the largest |w−ŵ| over all finite float tensors; None when there is none.
+        lossless: every tensor of every dtype is the same bit for bit.
+    """
+
+    sqnr_db: float | None
+    max_abs_error: float | None
+    lossless: bool
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether contiguous CPU tensors have one dtype, one shape and the same bits, NaN payloads and −0.0 included."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return a.numel() == 0 or torch.equal(as_bytes(a), as_bytes(b))
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor's memory as uint8 `[numel × itemsize]`."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a float tensor of any dtype holds no NaN and no infinity."""
+    return bool(torch.isfinite(tensor.double()).all())
+
+
+def compare(original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.Tensor]) -> ErrorFigures:
+    """Measure `restored` against `original`, which have the same names and shapes.
+
+    Args:
+        original, restored: name → contiguous CPU tensor.
+    """
+    signal = noise = 0.0
+    max_abs_error: float | None = None
+    lossless = True
+    for name, tensor in original.items():
+        other = restored[name]
+        lossless = lossless and same_bits(tensor, other)
+        if not tensor.is_floating_point() or not is_finite(tensor):
+            continue
+        w = tensor.double()
+        error = w - other.double()
+        if tensor.numel():
+            max_abs_error = max(max_abs_error or 0.0, float(error.abs().max()))
+        if tensor.ndim >= 2:
+            signal += float(w.square().sum())
+            noise += float(error.square().sum())
+    measurable = math.isfinite(signal) and math.isfinite(noise) and signal > 0 and noise > 0
+    return ErrorFigures(10 * math.log10(signal / noise) if measurable else None, max_abs_error, lossless)

@@ -1,0 +1,90 @@
+"""Outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from wcompress.errors import OutputError
+
+
+def check_output(path: str | os.PathLike[str], *, force: bool, source: str | os.PathLike[str] | None = None) -> Path:
+    """The file an output will replace, after every check that can be made before the work starts.
+
+    Args:
+        path: where the output is to appear; a symbolic link is followed.
+        force: an existing file may be replaced.
+        source: the file the output is made from, which is never replaced, `force` or not.
+
+    Raises:
+        OutputError: the output exists and `force` is off, is the source, is no regular file, or its folder is
+            missing or not writable.
+    """
+    target = Path(os.path.realpath(path))
+    if source is not None and target == Path(os.path.realpath(source)):
+        raise OutputError(f"{path}: this is the source file, which is kept; name another output with -o")
+    if target.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path}: is not a regular file and cannot be replaced; name another output")
+    if target.exists() and not force:
+        raise OutputError(f"{path}: exists already; use -f to replace it, or name another output with -o")
+    if not target.parent.is_dir():
+        raise OutputError(f"{path}: the folder {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{path}: the folder {target.parent} cannot be written to; choose another")
+    return target
+
+
+@contextlib.contextmanager
+def atomic_output(
+    path: str | os.PathLike[str], *, force: bool, source: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and is removed otherwise.
+
+    Args:
+        path, force, source: as in `check_output`.
+
+    Yields:
+        The temporary path, in the same folder, not yet existing.
+
+    Raises:
+        OutputError: as in `check_output`, or the file cannot be written.
+    """
+    target = check_output(path, force=force, source=source)
+    temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        # Looked at again: the file may have appeared while a long job ran.
+        check_output(path, force=force, source=source)
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def output_folder(path: str | os.PathLike[str], *, force: bool) -> Iterator[Path]:
+    """A folder for several outputs: created when missing; one that holds files already needs `force`.
+
+    Raises:
+        OutputError: the folder is not empty and `force` is off, is a file, or cannot be written.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{path}: is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise OutputError(f"{path}: is not empty; use -f to write into it, or name another folder with -o")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error

@@ -1,0 +1,250 @@
+"""Loads the task that a user names: a built-in, a file of theirs, or an attribute of an importable module.
+
+A user's code may fail at any time, so what is loaded comes wrapped: whatever goes wrong inside becomes a message
+of one line, which names the user's file, the line in it, and the exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import itertools
+import math
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from wcompress.errors import TaskError, WCompressError
+from wcompress.tasks.baselines import BaselineTask, builtin_tasks
+from wcompress.tasks.mnist import load_mnist
+from wcompress.tasks.protocol import Batch, Task
+
+_FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<attribute>[^\W\d]\w*))?")
+_MODULE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*)")
+_METHODS = ("build", "calibration", "validate", "evaluate")
+_MAX_MESSAGE_CHARS = 300
+_counter = itertools.count()
+
+
+def load_task(spec: str, *, data_dir: Path | None = None, seed: int = 0) -> Task:
+    """Loads a task by its name.
+
+    Args:
+        spec: one of `builtin_tasks()`; or `path/to/file.py`, for the attribute `task` of that file, or
+            `path/to/file.py:attribute`; or `package.module:attribute`, also of a package in the working
+            folder. The attribute is a task, or a class or function without arguments that makes one.
+        data_dir: where a built-in task looks for MNIST; see `load_mnist`.
+        seed: of the weights that the task's `build` gives.
+
+    Returns:
+        The task.
+
+    Raises:
+        TaskError: there is no such task, it lacks something, its code fails, or built-in data are unreadable.
+    """
+    if spec in builtin_tasks():
+        return BaselineTask(spec, load_mnist(data_dir), seed)
+    if found := _FILE.fullmatch(spec):
+        path, attribute = Path(found["file"]).expanduser().absolute(), found["attribute"] or "task"
+        origin = _Origin(spec, path, path.parent)
+        module = _run_file(path, origin)
+    elif found := _MODULE.fullmatch(spec):
+        attribute = found["attribute"]
+        # A script's sys.path starts at the script: the user's own packages would not be found without this.
+        origin = _Origin(spec, None, Path.cwd())
+        module = _import_module(found["module"], origin)
+    else:
+        raise TaskError(
+            f"no task {spec!r}; a task is one of {', '.join(builtin_tasks())}, "
+            f"or path/to/file.py, or package.module:attribute"
+        )
+    return UserTask(_make(module, attribute, origin), origin, seed)
+
+
+class _Origin:
+    """Where a user's task comes from, to say so when it fails."""
+
+    def __init__(self, spec: str, path: Path | None, folder: Path) -> None:
+        self.spec = spec
+        self.path = path
+        self.folder = folder
+
+    @contextmanager
+    def running(self, doing: str) -> Iterator[None]:
+        """Runs the user's code with its folder importable, and turns what it raises into a TaskError."""
+        entry = str(self.folder)
+        sys.path.insert(0, entry)
+        try:
+            yield
+        except WCompressError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise TaskError(f"{self._place(error)}: {doing} raised {_describe(error)}") from error
+        finally:
+            if entry in sys.path:
+                sys.path.remove(entry)
+
+    def _place(self, error: BaseException) -> str:
+        """Gives `file:line`, as near to the exception as it gets within the user's file, or else their folder."""
+        if isinstance(error, SyntaxError) and error.filename and error.lineno:
+            return f"{error.filename}:{error.lineno}"
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+        own = [f for f in frames if f.filename == str(self.path)]
+        near = [f for f in frames if Path(f.filename).is_relative_to(self.folder)]
+        chosen = own or near or [f for f in frames if not f.filename.startswith("<")]
+        return f"{chosen[-1].filename}:{chosen[-1].lineno}" if chosen else self.spec
+
+
+class UserTask:
+    """A user's task, with defaults for what it leaves out; satisfies `Task`.
+
+    Attributes:
+        name: the task's own `name`, or else how it was asked for.
+        dataset: its own `dataset`, or else "data of" and its name.
+        n_examples: its own `n_examples`, or else 0: not stated.
+    """
+
+    def __init__(self, inner: Any, origin: _Origin, seed: int = 0) -> None:
+        self._inner = inner
+        self._origin = origin
+        self._seed = seed
+        with origin.running("reading the task's attributes"):
+            self.name = str(getattr(inner, "name", origin.path.stem if origin.path else origin.spec))
+            self.dataset = str(getattr(inner, "dataset", f"data of {self.name}"))
+            self.n_examples = int(getattr(inner, "n_examples", 0))
+
+    def build(self) -> nn.Module:
+        """Makes the network, untrained; PyTorch's global random state on the CPU is left as it was.
+
+        Raises:
+            TaskError: the user's code fails, or gives no module.
+        """
+        with torch.random.fork_rng(devices=[]), self._origin.running("build()"):
+            torch.default_generator.manual_seed(self._seed)
+            model = self._inner.build()
+        if not isinstance(model, nn.Module):
+            raise TaskError(f"{self._origin.spec}: build() should give a torch.nn.Module, got {type(model).__name__}")
+        return model
+
+    def calibration(self) -> Iterator[Batch]:
+        """Gives the task's batches of inputs.
+
+        Raises:
+            TaskError: the user's code fails.
+        """
+        with self._origin.running("calibration()"):
+            batches = iter(self._inner.calibration())
+        while True:
+            with self._origin.running("calibration()"):
+                try:
+                    batch: Batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+    def validate(self, model: nn.Module) -> float:
+        """Scores a model, in percent, on the task's validation examples.
+
+        Raises:
+            TaskError: the user's code fails, or gives no finite number.
+        """
+        return self._score("validate", model)
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Scores a model, in percent, on the task's held-out test examples.
+
+        Raises:
+            TaskError: the user's code fails, or gives no finite number.
+        """
+        return self._score("evaluate", model)
+
+    def _score(self, method: str, model: nn.Module) -> float:
+        with self._origin.running(f"{method}()"):
+            found = getattr(self._inner, method)(model)
+            try:
+                score = float(found)
+            except (TypeError, ValueError):
+                score = math.nan
+        if not math.isfinite(score):
+            got = " ".join(repr(found).split())[:80]
+            raise TaskError(f"{self._origin.spec}: {method}() should give a finite number, in percent, got {got}")
+        return score
+
+
+def _run_file(path: Path, origin: _Origin) -> ModuleType:
+    """Runs a user's file as a module of a private name, so that no two of them clash."""
+    if not path.is_file():
+        raise TaskError(f"{path}: no such file; a task file defines `task`, see wcompress.tasks.Task")
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"_wcompress_task_{digest}_{next(_counter)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path}: cannot be loaded as Python code")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickle look a class's module up by name, also later.
+    sys.modules[name] = module
+    try:
+        with origin.running("loading the task"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(name: str, origin: _Origin) -> ModuleType:
+    """Imports a module by its dotted name, and notes its file in `origin`."""
+    with origin.running(f"importing {name}"):
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # Only where the named module itself is missing, not one that it imports.
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+            raise TaskError(
+                f"{origin.spec}: no module {error.name!r} here or installed; "
+                f"a task in a file is named path/to/file.py:{origin.spec.rpartition(':')[2]}"
+            ) from error
+    if module.__file__ is not None:
+        origin.path = Path(module.__file__)
+    return module
+
+
+def _make(module: ModuleType, attribute: str, origin: _Origin) -> Any:
+    """Takes the attribute, calls it if it makes a task rather than being one, and checks what results."""
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise TaskError(
+            f"{origin.path or origin.spec}: has no {attribute!r}; define `{attribute} = ...` there, "
+            f"or name another attribute after a colon"
+        )
+    if isinstance(found, type) or (callable(found) and _lacking(found)):
+        with origin.running(f"calling {attribute}()"):
+            found = found()
+    if lacking := _lacking(found):
+        raise TaskError(
+            f"{origin.path or origin.spec}: {attribute} ({type(found).__name__}) lacks "
+            f"{', '.join(f'{method}()' for method in lacking)}; see wcompress.tasks.Task for what a task has"
+        )
+    return found
+
+
+def _lacking(candidate: Any) -> list[str]:
+    """Names the methods of a task that an object does not have."""
+    return [method for method in _METHODS if not callable(getattr(candidate, method, None))]
+
+
+def _describe(error: BaseException) -> str:
+    """Gives an exception's type and message, in one line of bounded length."""
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    line = " ".join(f"{type(error).__name__}: {message}".split())
+    return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 3] + "..."
