@@ -1,0 +1,5 @@
+"""`python -m wcompress`."""
+
+from wcompress.cli import main
+
+main()

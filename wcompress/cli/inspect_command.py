@@ -1,0 +1,47 @@
+"""`wcompress inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wcompress.cli.common import Output, common_options, decibels, figures_table, n_bytes, times
+
+_EPILOG = """Examples:
+
+\b
+  wcompress inspect model.pt.wcz
+  wcompress inspect model.pt.wcz --json
+"""
+
+
+@click.command("inspect", epilog=_EPILOG)
+@click.argument("archive", type=click.Path(path_type=Path))
+@common_options
+def command(out: Output, archive: Path) -> None:
+    """Show what ARCHIVE holds and where its bytes go. Checksums are compared, nothing is decoded."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from wcompress.codec.reading import inspect
+
+    result = inspect(archive)
+    rows = [
+        ("made from", result.source or "a dict of tensors"),
+        ("method", f"{result.method} (format version {result.version})"),
+        ("parameters", f"{result.n_params:,} in {result.n_tensors} tensors, padding {result.padding:,}"),
+        ("original", n_bytes(result.original_bytes)),
+        ("archive", n_bytes(result.archive_bytes)),
+        ("ratio, every byte counted", times(result.ratio)),
+        ("latent ratio, the paper's", times(result.latent_ratio)),
+        ("SQNR", decibels(result.sqnr_db)),
+        ("SHA-256 of the tensors", result.sha256),
+    ]
+    sections = Table("section", "bytes", "share", title="Where the bytes go", title_justify="left")
+    for name, size in result.sections.items():
+        sections.add_row(name, f"{size:,}", f"{100 * size / result.archive_bytes:.1f} %")
+    tensors = Table("tensor", "dtype", "shape", "kept", title="Tensors", title_justify="left")
+    for row in result.tensors:
+        tensors.add_row(escape(row.name), row.dtype, "×".join(map(str, row.shape)) or "scalar", row.kind)
+    out.result(result.to_json(), figures_table(result.archive, rows), sections, tensors)

@@ -1,0 +1,104 @@
+"""`wcompress pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wcompress.cli.common import (
+    Output,
+    common_options,
+    data_dir_option,
+    decibels,
+    figures_table,
+    model_options,
+    n_bytes,
+    parse_sizes,
+    times,
+)
+
+_EPILOG = """Examples:
+
+\b
+  wcompress pack model.pt                      makes model.pt.wcz
+  wcompress pack model.safetensors -o small.wcz --effort 9
+  wcompress pack model.pt --task mnist-fnn     with the accuracy before and after
+"""
+
+
+@click.command("pack", epilog=_EPILOG)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The archive.  [default: MODEL.wcz]")
+@click.option(
+    "--method", type=click.Choice(["paper"]), default="paper", show_default=True, help="How weights are coded."
+)
+@click.option("--task", help="Score before and after: a built-in name, path/to/file.py or package.module:attribute.")
+@click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters in a block.")
+@click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in a block's latent.")
+@click.option("--hidden", default="512", show_default=True, help="Sizes of the VAE's hidden layers, such as 512,256.")
+@click.option("--dry-run", is_flag=True, help="Do everything and write nothing.")
+@model_options
+@data_dir_option
+@common_options
+def command(
+    out: Output,
+    model: Path,
+    output: Path | None,
+    method: str,
+    task: str | None,
+    block_size: int,
+    latent_dim: int,
+    hidden: str,
+    dry_run: bool,
+    key: str | None,
+    effort: int,
+    seed: int,
+    device: str,
+    threads: int | None,
+    data_dir: Path | None,
+) -> None:
+    """Make an archive of MODEL: a .pt, .pth or Lightning .ckpt file, a .safetensors file, or its sharded index.
+
+    The model is read, never changed. Pickles that want code to be run are refused.
+    """
+    from wcompress.api import pack
+    from wcompress.codec.packing import PackOptions
+
+    options = PackOptions(
+        method=method,
+        block_size=block_size,
+        latent_dim=latent_dim,
+        hidden=parse_sizes(hidden),
+        effort=effort,
+        seed=seed,
+        device=device,
+        threads=threads,
+        dry_run=dry_run,
+        force=out.force,
+        key=key,
+    )
+    with out.progress(f"Packing {model.name}") as progress:
+        result = pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
+    if result.left_out:
+        out.message(f"left out (no tensors of the model): {', '.join(result.left_out)}")
+    if result.ratio < 1:
+        out.message(
+            f"the archive is larger than the model: the VAE's decoder takes {n_bytes(result.sections['decoder'])} of it"
+            if result.sections.get("decoder")
+            else "the archive is larger than the model"
+        )
+    rows = [
+        ("parameters", f"{result.n_params:,} in {result.n_tensors} tensors"),
+        ("original", n_bytes(result.original_bytes)),
+        ("archive", n_bytes(result.archive_bytes)),
+        ("ratio, every byte counted", times(result.ratio)),
+        ("latent ratio, the paper's", times(result.latent_ratio)),
+        ("SQNR", decibels(result.sqnr_db)),
+        ("time", f"{result.seconds['total']:.1f} s"),
+    ]
+    if result.task:
+        rows.append((f"{result.task.name} on {result.task.dataset}, before", f"{result.task.score_before:.2f} %"))
+        rows.append((f"{result.task.name} on {result.task.dataset}, after", f"{result.task.score_after:.2f} %"))
+    arrow = "would make" if dry_run else "→"
+    out.result(result.to_json(), figures_table(f"{model.name} {arrow} {result.archive}", rows))
