@@ -1,0 +1,49 @@
+"""What every benchmark records: the command, the commit, the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit and machine; a dirty tree is said to be one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = [line for line in git("status", "--porcelain").splitlines() if "benchmarks/results" not in line]
+    packages = ("torch", "numpy", "wcompress")
+    return {
+        "command": "python " + " ".join([sys.argv[0], *sys.argv[1:]]),
+        "commit": git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else ""),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {"cpus": os.cpu_count(), "processor": _processor(), "platform": platform.system()},
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def write_result(name: str, document: dict[str, Any]) -> Path:
+    """Write `benchmarks/results/NAME.json`, provenance first."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"provenance": provenance(), **document}, indent=1, allow_nan=False) + "\n")
+    return path
