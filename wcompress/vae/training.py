@@ -25,8 +25,8 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 _MAX_BATCH_BLOCKS = 512
 _MAX_VALIDATION_BLOCKS = 4096
-_STEPS_PER_EPOCH = 3  # 80 copies in batches of about 27; one fresh copy stands in for each batch
-_EPOCHS_PER_VALIDATION = 10
+_STEPS_PER_EPOCH = 2  # 80 copies in batches of 40; one fresh copy stands in for each batch
+_EPOCHS_PER_VALIDATION = 20
 
 
 @dataclass(frozen=True)
