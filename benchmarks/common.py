@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, see wcompress/cli/__init__.py
+
 RESULTS = Path(__file__).parent / "results"
 
 

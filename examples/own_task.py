@@ -2,7 +2,7 @@
 
 python examples/own_task.py own_model.pt                          # trains it, in a few seconds
 wcompress eval own_model.pt --task examples/own_task.py           # scores it
-wcompress pack own_model.pt --task examples/own_task.py --max-drop 0.5
+wcompress pack own_model.pt --task examples/own_task.py            # packs it, with both scores
 """
 
 import sys

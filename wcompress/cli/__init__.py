@@ -59,9 +59,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with its code: see `wcompress.errors` and the README."""
-    # GNU OpenMP's idle threads spin by default, which makes training many times slower wherever anything else runs
-    # on the same cores. Read when torch is loaded, so it has to be set before.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # GNU OpenMP's idle threads spin for long by default, which makes training many times slower wherever anything else
+    # runs on the same cores; not at all would make it slower on idle ones. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
