@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = [line for line in git("status", "--porcelain").splitlines() if "benchmarks/results" not in line]
+    changed = [line for line in git("status", "--porcelain", "--untracked-files=no").splitlines() if "benchmarks/results" not in line]
     packages = ("torch", "numpy", "wcompress")
     return {
         "command": "python " + " ".join([sys.argv[0], *sys.argv[1:]]),
@@ -43,9 +43,12 @@ def _processor() -> str:
         return platform.processor()
 
 
+_PROVENANCE = provenance()  # of the code that is about to run, not of what the tree holds when it ends
+
+
 def write_result(name: str, document: dict[str, Any]) -> Path:
     """Write `benchmarks/results/NAME.json`, provenance first."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"provenance": provenance(), **document}, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps({"provenance": _PROVENANCE, **document}, indent=1, allow_nan=False) + "\n")
     return path
