@@ -372,3 +372,12 @@ def test_struct_of_scales_is_checked(archive: Path) -> None:
     rewrite(archive, scales=struct.pack("<d", 1.0))
     with pytest.raises(ArchiveError, match="scales"):
         wcompress.load(archive)
+
+
+def test_small_weights_survive_beside_huge_statistics(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(20, 20, generator=generator)
+    model = {"w": weight, "running_var": 1e4 * torch.rand(400, generator=generator)}
+    wcompress.pack(model, tmp_path / "m.wcz", SMALL, effort=3, latent_dim=8)
+    error = wcompress.load(tmp_path / "m.wcz")["w"] - weight
+    assert error.square().mean() < 0.1 * weight.square().mean()

@@ -49,7 +49,7 @@ class TrainingConfig:
     hidden: tuple[int, ...] = (512,)
     latent_dim: int = 64
     epochs: int = 500
-    patience: int = 100
+    patience: int = 250
     n_validation_sets: int = 20
     noise: float = 0.05
     learning_rate: float = 2e-3
