@@ -23,7 +23,11 @@ def provenance() -> dict[str, Any]:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = [line for line in git("status", "--porcelain", "--untracked-files=no").splitlines() if "benchmarks/results" not in line]
+    changed = [
+        line
+        for line in git("status", "--porcelain", "--untracked-files=no").splitlines()
+        if "benchmarks/results" not in line
+    ]
     packages = ("torch", "numpy", "wcompress")
     return {
         "command": "python " + " ".join([sys.argv[0], *sys.argv[1:]]),
