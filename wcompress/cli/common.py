@@ -185,7 +185,7 @@ def compute_options() -> list[Callable[[Command], Command]]:
             show_default=True,
             help="To train on.",
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all; 1 of 2]"),
     ]
 
 

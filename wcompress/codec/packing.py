@@ -21,7 +21,7 @@ from wcompress.codec.paper import PaperReader, encode_paper
 from wcompress.codec.raw import encode_raw
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.results import PackResult
-from wcompress.device import DEVICES, resolve_device, torch_threads
+from wcompress.device import DEVICES, default_threads, resolve_device, torch_threads
 from wcompress.errors import OptionError
 from wcompress.fidelity import compare, is_finite
 from wcompress.files import atomic_output, check_output
@@ -52,7 +52,7 @@ class PackOptions:
         effort: 1 (fast) to 9 (small and close).
         seed: of everything random.
         device: `auto` (CUDA where there is one), `cpu` or `cuda`.
-        threads: CPU threads; None for torch's own choice.
+        threads: CPU threads; None for `wcompress.device.default_threads`.
         dry_run: do everything, write nothing.
         force: an existing output may be replaced.
         key: entry of the checkpoint that holds the model.
@@ -125,7 +125,7 @@ def pack_and_restore(
     if not options.dry_run:
         check_output(output, force=options.force, source=source_path)
     checkpoint = read_checkpoint(source, key=options.key)
-    with torch_threads(options.threads):
+    with torch_threads(options.threads or default_threads()):
         encoded = _encode(checkpoint, options, device, progress)
     with contextlib.ExitStack() as stack:
         if options.dry_run:

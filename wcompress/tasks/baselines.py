@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wcompress.device import torch_threads
 from wcompress.errors import OptionError, TaskError
 from wcompress.tasks.mnist import MnistData
 from wcompress.tasks.protocol import accuracy
@@ -201,17 +202,19 @@ def train_baseline(
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.peak_lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.peak_lr, total_steps=n_steps)
     generator = torch.Generator().manual_seed(seed)
-    for step, chosen in enumerate(_shuffled(len(images), recipe.batch, n_epochs, generator), start=1):
-        chosen = chosen.to(device)
-        shown = _shifted(images[chosen], recipe.max_shift, generator)
-        loss = functional.cross_entropy(model(shown), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
-        optimizer.step()
-        schedule.step()
-        if progress is not None and (step % _PROGRESS_EVERY == 0 or step == n_steps):
-            progress(step, n_steps, {"loss": loss.item(), "epoch": step * n_epochs / n_steps})
+    # Batches of the small recipes are so small that a second thread would only wait, or be waited for.
+    with torch_threads(1 if recipe is baseline.small else None):
+        for step, chosen in enumerate(_shuffled(len(images), recipe.batch, n_epochs, generator), start=1):
+            chosen = chosen.to(device)
+            shown = _shifted(images[chosen], recipe.max_shift, generator)
+            loss = functional.cross_entropy(model(shown), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+            optimizer.step()
+            schedule.step()
+            if progress is not None and (step % _PROGRESS_EVERY == 0 or step == n_steps):
+                progress(step, n_steps, {"loss": loss.item(), "epoch": step * n_epochs / n_steps})
     return model.eval()
 
 

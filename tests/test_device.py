@@ -1,0 +1,36 @@
+"""Where torch computes, and with how many threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from wcompress.device import default_threads, resolve_device, torch_threads
+from wcompress.errors import OptionError
+
+
+def test_one_thread_of_two_and_all_of_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, expected in ((1, 1), (2, 1), (4, 4), (16, 16)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=available: n)
+        assert default_threads() == expected
+
+
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with torch_threads(None):
+        assert torch.get_num_threads() == before
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+    with pytest.raises(OptionError, match="no CUDA"):
+        resolve_device("cuda")
+    with pytest.raises(OptionError, match="tpu"):
+        resolve_device("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+    assert resolve_device("cpu") == "cpu"
