@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import zstandard
 from safetensors import safe_open
 
 import wcompress
@@ -30,6 +31,7 @@ from wcompress.errors import (
     WCompressError,
 )
 from wcompress.fidelity import same_bits
+from wcompress.wire import encode_varint
 
 
 @pytest.fixture
@@ -240,6 +242,15 @@ def test_raw_tensors_round_trip_and_are_bounded() -> None:
     for damaged, rows in ((data[:-1], entries), (data + b"x", entries), (data, huge), (b"\x07" + data[1:], entries)):
         with pytest.raises(ArchiveError):
             decode_raw(damaged, rows)
+
+
+def test_a_raw_frame_that_claims_to_be_huge_is_refused() -> None:
+    frame = zstandard.ZstdCompressor(write_content_size=True).compress(bytes(100))
+    lying = frame[:4] + bytes([0xE0]) + (1 << 40).to_bytes(8, "little") + frame[6:]
+    assert zstandard.frame_content_size(lying) == 1 << 40
+    data = b"\x01" + encode_varint(len(lying)) + lying
+    with pytest.raises(ArchiveError, match="another size"):
+        decode_raw(data, [TensorEntry("t", "uint8", (100,), "raw")])
 
 
 def test_rounding_is_the_formats() -> None:

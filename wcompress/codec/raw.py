@@ -47,6 +47,9 @@ def decode_raw(data: bytes, entries: Iterable[TensorEntry]) -> dict[str, torch.T
         payload = cursor.take(cursor.varint())
         if coder == _ZSTD and n_bytes <= _ZSTD_MAX_GROWTH * len(payload):
             try:
+                # A frame that states its size is believed by the decompressor, whatever limit it is given.
+                if zstandard.frame_content_size(payload) not in (-1, n_bytes):
+                    raise zstandard.ZstdError("it states another size")
                 payload = zstandard.ZstdDecompressor().decompress(payload, max_output_size=n_bytes)
             except zstandard.ZstdError as error:
                 raise ArchiveError(f"tensor {entry.name!r}: {error}; the archive is damaged") from error
