@@ -30,7 +30,7 @@ def provenance() -> dict[str, Any]:
     ]
     packages = ("torch", "numpy", "wcompress")
     return {
-        "command": "python " + " ".join([sys.argv[0], *sys.argv[1:]]),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else ""),
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"cpus": os.cpu_count(), "processor": _processor(), "platform": platform.system()},
