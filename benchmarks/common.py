@@ -14,7 +14,7 @@ from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, see wcompress/cli/__init__.py
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def provenance() -> dict[str, Any]:

@@ -9,6 +9,7 @@ instead of one a tensor (docs/decisions/0002). About eight minutes on two cores.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -48,8 +49,8 @@ def main() -> None:
     if data.dataset != "mnist":
         sys.exit("real MNIST is needed: set WCOMPRESS_DATA to the folder that holds the folder `mnist`")
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "reproduction"
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        folder = Path("reproduction")  # a relative path, since results tell it
         start = time.perf_counter()
         made = reproduce(
             folder, progress=lambda stage, done, _total: print(f"{stage} {done}", end="\r", file=sys.stderr)
