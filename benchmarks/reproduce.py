@@ -10,6 +10,7 @@ instead of one a tensor (docs/decisions/0002). About eight minutes on two cores.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def drop_with_one_scale(model: Path, name: str, score_before: float) -> float:
 
 def main() -> None:
     """Run everything and write the results."""
+    if "WCOMPRESS_DATA" in os.environ:
+        os.environ["WCOMPRESS_DATA"] = str(Path(os.environ["WCOMPRESS_DATA"]).resolve())
     data = load_mnist()
     if data.dataset != "mnist":
         sys.exit("real MNIST is needed: set WCOMPRESS_DATA to the folder that holds the folder `mnist`")
