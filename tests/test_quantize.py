@@ -1,0 +1,91 @@
+"""The trellis: its machines, its search, and the walk back."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from wcompress.errors import ArchiveError
+from wcompress.quantize.trellis import N_STATES, interleave, nominal_levels, quantisers, search, trellis
+
+UNITS = np.array([0, 40, 100], np.int64)
+
+
+@pytest.mark.parametrize("n_states", N_STATES[1:])
+def test_machines_are_codes(n_states: int) -> None:
+    """Two ways into every state, two out, and all states can be reached."""
+    machine = trellis(n_states)
+    assert machine.next_state.shape == (n_states, 2)
+    assert np.array_equal(np.bincount(machine.next_state.reshape(-1)), np.full(n_states, 2))
+    reached = {0}
+    for _ in range(n_states):
+        reached |= {int(t) for s in reached for t in machine.next_state[s]}
+    assert reached == set(range(n_states))
+
+
+def test_the_eight_state_machine_never_changes() -> None:
+    assert trellis(8).next_state.tolist() == [[0, 2], [5, 7], [1, 3], [4, 6], [2, 0], [7, 5], [3, 1], [6, 4]]
+
+
+def run(x: np.ndarray, n_states: int, multiplier: float, limit: int = 6) -> tuple[np.ndarray, float]:
+    machine = trellis(n_states)
+    rates = np.broadcast_to(1.0 + np.abs(np.arange(-limit, limit + 1)), (2, 2, 2 * limit + 1)).astype(np.float32).copy()
+    levels = nominal_levels(machine, limit)
+    units = np.array([0, len(x)], np.int64)
+    symbols = search(
+        x.astype(np.float32), units, np.zeros(len(x) // 4 + 1, np.int32), 2, machine, levels, rates, multiplier
+    )
+    which = quantisers(symbols, units, machine)
+    error = x - levels[which, symbols + limit]
+    return symbols, float(np.square(error).sum() + multiplier * rates[0, which, symbols + limit].sum())
+
+
+@pytest.mark.parametrize("n_states", [1, 4, 8])
+def test_the_search_finds_the_best_path(n_states: int) -> None:
+    """Against every path there is, on short sequences."""
+    machine, limit = trellis(n_states), 2
+    levels = nominal_levels(machine, limit)
+    for seed in range(12):
+        x = np.random.default_rng(seed).normal(size=5) * 1.3
+        for multiplier in (0.0, 0.3):
+            _, found = run(x, n_states, multiplier, limit)
+            best = np.inf
+            for path in itertools.product(range(-limit, limit + 1), repeat=5):
+                state, total = 0, 0.0
+                for value, k in zip(x, path, strict=True):
+                    total += (value - levels[state & 1 if n_states > 1 else 0, k + limit]) ** 2
+                    total += multiplier * (1 + abs(k))
+                    state = machine.next_state[state, k & 1]
+                best = min(best, total)
+            assert found == pytest.approx(best, rel=1e-4, abs=1e-4)
+
+
+def test_more_states_do_better() -> None:
+    x = np.random.default_rng(0).normal(size=20_000) * 2
+    totals = [run(x, n_states, 0.2, 12)[1] for n_states in (4, 8, 32, 64)]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_interleaving_undoes_grouping() -> None:
+    rng = np.random.default_rng(1)
+    machine = trellis(16)
+    symbols = rng.integers(-3, 4, 60).astype(np.int32)
+    slots = rng.integers(0, 3, 60).astype(np.int32)
+    which = quantisers(symbols, np.array([0, 60], np.int64), machine)
+    groups = [symbols[(slots == s) & (which == q)] for s in range(3) for q in (0, 1)]
+    sizes = np.array([len(g) for g in groups], np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    pool = np.concatenate(groups)
+    assert np.array_equal(interleave(pool, starts, sizes, slots, machine), symbols)
+    with pytest.raises(ArchiveError, match="trellis"):
+        interleave(pool ^ 1, starts, sizes, slots, machine)
+
+
+def test_units_start_anew() -> None:
+    symbols = np.random.default_rng(2).integers(-3, 4, 100).astype(np.int32)
+    machine = trellis(8)
+    whole = quantisers(symbols, UNITS, machine)
+    second = quantisers(symbols[40:], np.array([0, 60], np.int64), machine)
+    assert np.array_equal(whole[40:], second)

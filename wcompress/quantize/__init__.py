@@ -1,0 +1,4 @@
+"""Floats ↔ integer symbols.
+
+trellis   state machines, the rate–distortion optimised search (encoder) and the walk (decoder)
+"""

@@ -1,0 +1,264 @@
+"""Entropy-coded trellis quantisation.
+
+Two scalar quantisers share one step: Q0 reconstructs at 2k, Q1 at 2k − sgn(k), in units of the step. Which of the two
+a weight uses follows from the parities of the symbols before it, through a state machine, so the decoder knows it for
+nothing; the encoder looks for the best path. More states come closer to the rate–distortion bound.
+
+Source: Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss–Markov sources", 1990; the union
+quantisers are those of dependent quantisation in ITU-T H.266; the state machines are Ungerboeck's systematic feedback
+codes for amplitude modulation ("Channel coding with multilevel/phase signals", 1982, table I). One state is plain
+scalar quantisation, which reconstructs at k.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from wcompress.errors import ArchiveError
+
+Ints = npt.NDArray[np.int32]
+Singles = npt.NDArray[np.float32]
+
+PARITY_CHECKS = {
+    4: (0o5, 0o2),
+    8: (0o13, 0o4),
+    16: (0o23, 0o4),
+    32: (0o45, 0o10),
+    64: (0o103, 0o24),
+    128: (0o235, 0o126),
+    256: (0o515, 0o362),
+}
+"""Parity-check polynomials (h0, h1) by number of states. Part of the format: literal and append-only."""
+
+N_STATES = (1, *PARITY_CHECKS)
+
+
+@dataclass(frozen=True)
+class Trellis:
+    """A state machine. `next_state` is int32 `[n_states, 2]`, indexed by state and parity of the symbol.
+
+    A state's quantiser is its lowest bit.
+    """
+
+    n_states: int
+    next_state: Ints
+
+    @property
+    def spacing(self) -> int:
+        """Distance between a quantiser's levels, in steps: 2, or 1 for the scalar quantiser."""
+        return 1 if self.n_states == 1 else 2
+
+
+@functools.cache
+def trellis(n_states: int) -> Trellis:
+    """The state machine of so many states: state s = 2u + q goes to u ⊕ q·(h0 ≫ 1) ⊕ parity·(h1 ≫ 1).
+
+    Raises:
+        KeyError: no such machine is defined.
+    """
+    if n_states == 1:
+        return Trellis(1, np.zeros((1, 2), np.int32))
+    h0, h1 = PARITY_CHECKS[n_states]
+    state = np.arange(n_states)
+    base = (state >> 1) ^ ((state & 1) * (h0 >> 1))
+    return Trellis(n_states, np.stack([base, base ^ (h1 >> 1)], axis=1).astype(np.int32))
+
+
+@numba.njit(cache=True)
+def _predecessors(next_state: Ints) -> tuple[Ints, Ints]:
+    # For each state the two transitions into it: where from, and which of the branches 2 · quantiser + parity.
+    n_states = len(next_state)
+    origin = np.zeros((2, n_states), np.int32)
+    branch = np.zeros((2, n_states), np.int32)
+    seen = np.zeros(n_states, np.int32)
+    for state in range(n_states):
+        for parity in range(2):
+            target = next_state[state, parity]
+            origin[seen[target], target] = state
+            branch[seen[target], target] = 2 * (state & 1) + parity
+            seen[target] += 1
+    return origin, branch
+
+
+@numba.njit(cache=True)
+def _search_unit(
+    x: Singles,
+    classes: Ints,
+    class_shift: int,
+    first: int,
+    next_state: Ints,
+    levels: Singles,
+    rates: Singles,
+    multiplier: float,
+    symbols: Ints,
+) -> None:
+    n, n_states = len(x), len(next_state)
+    limit = (levels.shape[1] - 1) // 2
+    origin, branch = _predecessors(next_state)
+    n_branches = 4 if n_states > 1 else 2
+    inverse_spacing = 0.5 if n_states > 1 else 1.0
+    chosen = np.empty((n, 4), np.int16)
+    taken = np.empty((n, n_states), np.uint8)
+    cost = np.full(n_states, np.float32(1e30))
+    cost[0] = 0.0
+    new_cost = np.empty(n_states, np.float32)
+    branch_cost = np.empty(4, np.float32)
+    for i in range(n):
+        value = x[i]
+        row = classes[(first + i) >> class_shift]
+        for b in range(n_branches):
+            branch_cost[b] = np.float32(1e30)
+        for quantiser in range(n_branches // 2):
+            nearest = value * inverse_spacing
+            if quantiser == 1:
+                nearest += 0.5 if value > 0 else -0.5
+            centre = int(np.rint(nearest))
+            for candidate in range(4):
+                k = 0 if candidate == 3 else centre - 1 + candidate
+                k = min(max(k, -limit), limit)
+                error = value - levels[quantiser, k + limit]
+                total = np.float32(error * error + multiplier * rates[row, quantiser, k + limit])
+                b = 2 * quantiser + (k & 1)
+                if total < branch_cost[b]:
+                    branch_cost[b] = total
+                    chosen[i, b] = k
+        if n_states == 1:
+            b = 0 if branch_cost[0] <= branch_cost[1] else 1
+            symbols[i] = chosen[i, b]
+            continue
+        lowest = np.float32(1e30)
+        for state in range(n_states):
+            one = cost[origin[0, state]] + branch_cost[branch[0, state]]
+            two = cost[origin[1, state]] + branch_cost[branch[1, state]]
+            second = two < one
+            taken[i, state] = second
+            best = two if second else one
+            new_cost[state] = best
+            lowest = min(lowest, best)
+        for state in range(n_states):
+            cost[state] = new_cost[state] - lowest
+    if n_states == 1:
+        return
+    state = int(np.argmin(cost))
+    for i in range(n - 1, -1, -1):
+        second = taken[i, state]
+        symbols[i] = chosen[i, branch[second, state]]
+        state = origin[second, state]
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _search(
+    x: Singles,
+    unit_starts: npt.NDArray[np.int64],
+    classes: Ints,
+    class_shift: int,
+    next_state: Ints,
+    levels: Singles,
+    rates: Singles,
+    multiplier: float,
+    symbols: Ints,
+) -> None:
+    for unit in numba.prange(len(unit_starts) - 1):
+        start, end = unit_starts[unit], unit_starts[unit + 1]
+        _search_unit(
+            x[start:end], classes, class_shift, start, next_state, levels, rates, multiplier, symbols[start:end]
+        )
+
+
+@numba.njit(cache=True, nogil=True)
+def _interleave(
+    pool: Ints, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], slots: Ints, next_state: Ints, out: Ints
+) -> bool:
+    state = 0
+    at = starts.copy()
+    for i in range(len(slots)):
+        group = 2 * slots[i] + (state & 1)
+        if at[group] >= ends[group]:
+            return False
+        k = pool[at[group]]
+        at[group] += 1
+        out[i] = k
+        state = next_state[state, k & 1]
+    return True
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _quantisers(
+    symbols: Ints, unit_starts: npt.NDArray[np.int64], next_state: Ints, out: npt.NDArray[np.uint8]
+) -> None:
+    for unit in numba.prange(len(unit_starts) - 1):
+        state = 0
+        for i in range(unit_starts[unit], unit_starts[unit + 1]):
+            out[i] = state & 1
+            state = next_state[state, symbols[i] & 1]
+
+
+def search(
+    x: Singles,
+    unit_starts: npt.NDArray[np.int64],
+    classes: Ints,
+    class_shift: int,
+    machine: Trellis,
+    levels: Singles,
+    rates: Singles,
+    multiplier: float,
+) -> Ints:
+    """The symbols that minimise squared error + multiplier · bits.
+
+    Args:
+        x: weights in steps, float32 `[n]`.
+        unit_starts: int64 `[n_units + 1]`, where units begin; each starts in state 0, and units run in parallel.
+        classes: int32, the class of the weights `x[c << class_shift : (c + 1) << class_shift]`.
+        class_shift: log₂ of the weights that share a class.
+        machine: the trellis.
+        levels: float32 `[2, 2·limit + 1]`, what quantiser and symbol + limit reconstruct to, in steps.
+        rates: float32 `[n_classes, 2, 2·limit + 1]`, bits.
+        multiplier: Lagrangian, in squared steps a bit.
+
+    Returns:
+        int32 `[n]`, each within ±limit.
+    """
+    symbols = np.empty(len(x), np.int32)
+    _search(x, unit_starts, classes, class_shift, machine.next_state, levels, rates, multiplier, symbols)
+    return symbols
+
+
+def quantisers(symbols: Ints, unit_starts: npt.NDArray[np.int64], machine: Trellis) -> npt.NDArray[np.uint8]:
+    """Which quantiser, 0 or 1, each symbol uses: uint8 `[n]`."""
+    out = np.zeros(len(symbols), np.uint8)
+    if machine.n_states > 1:
+        _quantisers(symbols, unit_starts, machine.next_state, out)
+    return out
+
+
+def interleave(
+    pool: Ints, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], slots: Ints, machine: Trellis
+) -> Ints:
+    """Put a unit's symbols, which were grouped by slot and quantiser, back into their order.
+
+    Args:
+        pool: all groups, one after the other.
+        starts, sizes: int64 `[2 · n_slots]`, where each group lies in `pool`; group 2s + q is slot s, quantiser q.
+        slots: int32 `[n]`, the slot of each position.
+        machine: the trellis.
+
+    Raises:
+        ArchiveError: the groups do not fit the path they spell.
+    """
+    out = np.empty(len(slots), np.int32)
+    if not _interleave(pool, starts, starts + sizes, slots, machine.next_state, out):
+        raise ArchiveError("symbols: the groups do not fit the trellis; the archive is damaged")
+    return out
+
+
+def nominal_levels(machine: Trellis, limit: int) -> Singles:
+    """Levels before any centroid: float32 `[2, 2·limit + 1]`, in steps."""
+    k = np.arange(-limit, limit + 1)
+    if machine.n_states == 1:
+        return np.stack([k, k]).astype(np.float32)
+    return np.stack([2 * k, 2 * k - np.sign(k)]).astype(np.float32)
