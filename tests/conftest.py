@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wcompress.codec.packing import PackOptions
+from wcompress.codec.options import PackOptions
 
 torch.set_num_threads(1)  # the tests' networks are so small that a second thread only waits
 

@@ -20,8 +20,7 @@ import wcompress
 from tests.conftest import SMALL
 from wcompress.archive import ArchiveReader, ArchiveWriter
 from wcompress.codec.manifest import Manifest, TensorEntry
-from wcompress.codec.paper import round_to_dtype
-from wcompress.codec.raw import decode_raw, encode_raw
+from wcompress.codec.raw import decode_raw, encode_raw, round_to_dtype
 from wcompress.errors import (
     ArchiveError,
     ChecksumMismatch,
@@ -368,7 +367,7 @@ def test_the_manifest_is_small() -> None:
     for index, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
         rows.append(TensorEntry(f"layers.{index}.weight", "float32", (n_out, n_in)))
         rows.append(TensorEntry(f"layers.{index}.bias", "float32", (n_out,)))
-    manifest = Manifest("paper", "fnn.pt", tuple(rows), 1068, 31.234)
+    manifest = Manifest("paper", "fnn.pt", tuple(rows), 1068, sqnr_db=31.234)
     data = manifest.to_bytes()
     assert len(data) < 200
     assert Manifest.from_bytes(data) == manifest

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wcompress.checkpoint import read_checkpoint
-from wcompress.codec.packing import PackOptions
+from wcompress.codec.options import PackOptions
 from wcompress.errors import OptionError, OutputError
 from wcompress.evaluate import evaluate
 from wcompress.fidelity import same_bits

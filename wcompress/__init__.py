@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from wcompress.api import pack as pack
-    from wcompress.codec.packing import PackOptions as PackOptions
+    from wcompress.codec.options import PackOptions as PackOptions
     from wcompress.codec.reading import Archive as Archive
     from wcompress.codec.reading import inspect as inspect
     from wcompress.codec.reading import load as load
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Archive": "wcompress.codec.reading:Archive",
     "InspectResult": "wcompress.codec.results:InspectResult",
-    "PackOptions": "wcompress.codec.packing:PackOptions",
+    "PackOptions": "wcompress.codec.options:PackOptions",
     "PackResult": "wcompress.codec.results:PackResult",
     "VerifyResult": "wcompress.codec.results:VerifyResult",
     "WCompressError": "wcompress.errors:WCompressError",

@@ -12,7 +12,7 @@ import torch
 
 from wcompress.checkpoint import read_checkpoint
 from wcompress.codec import packing
-from wcompress.codec.packing import PackOptions
+from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.evaluate import score
 from wcompress.tasks import Task, load_task

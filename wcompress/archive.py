@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +20,9 @@ from wcompress.wire import ByteCursor, encode_varint
 
 MAGIC = b"\x89WCZ"
 END_MAGIC = b"WCZ\n"
-VERSION = 1
+VERSION = 2
 
-SECTION_IDS = {"manifest": 1, "decoder": 2, "latents": 3, "tables": 4, "symbols": 5, "raw": 6, "scales": 7}
+SECTION_IDS = {"manifest": 1, "decoder": 2, "latents": 3, "tables": 4, "symbols": 5, "raw": 6, "scales": 7, "fine": 8}
 """Literal, append-only: a name never changes its number, a number is never used again."""
 
 _SECTION_NAMES = {number: name for name, number in SECTION_IDS.items()}
@@ -40,6 +40,12 @@ class SectionEntry:
     offset: int
     n_bytes: int
     crc32: int
+
+
+def frame_bytes(section_bytes: Iterable[int]) -> int:
+    """What header, index and trailer take for sections of these sizes; empty ones are not written."""
+    rows = [len(encode_varint(1)) + len(encode_varint(n)) + 4 for n in section_bytes if n]
+    return _HEADER.size + len(encode_varint(len(rows))) + sum(rows) + _DIGEST_BYTES + _TAIL.size
 
 
 class ArchiveWriter:

@@ -23,6 +23,8 @@ _EPILOG = """Examples:
 \b
   wcompress pack model.pt                      makes model.pt.wcz
   wcompress pack model.safetensors -o small.wcz --effort 9
+  wcompress pack model.pt --method vae --ratio 20     or --bits-per-weight 1.6, or --sqnr 15
+  wcompress pack model.pt --method lossless
   wcompress pack model.pt --task mnist-fnn     with the accuracy before and after
 """
 
@@ -31,12 +33,23 @@ _EPILOG = """Examples:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The archive.  [default: MODEL.wcz]")
 @click.option(
-    "--method", type=click.Choice(["paper"]), default="paper", show_default=True, help="How weights are coded."
+    "--method",
+    type=click.Choice(["paper", "vae", "lossless"]),
+    default="paper",
+    show_default=True,
+    help="How weights are coded: the paper's latents alone; a VAE prior and a trellis; bit for bit.",
+)
+@click.option("--sqnr", type=float, metavar="DB", help="Target of method vae: an SQNR of at least DB.")
+@click.option(
+    "--bits-per-weight", type=float, metavar="B", help="Target of method vae: at most B bits of archive a parameter."
+)
+@click.option(
+    "--ratio", type=float, metavar="R", help="Target of method vae: a ratio of at least R, every byte counted."
 )
 @click.option("--task", help="Score before and after: a built-in name, path/to/file.py or package.module:attribute.")
 @click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters in a block.")
 @click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in a block's latent.")
-@click.option("--hidden", default="512", show_default=True, help="Sizes of the VAE's hidden layers, such as 512,256.")
+@click.option("--hidden", default="512", show_default=True, help="Of method paper: sizes of the VAE's hidden layers.")
 @click.option("--dry-run", is_flag=True, help="Do everything and write nothing.")
 @model_options
 @data_dir_option
@@ -46,6 +59,9 @@ def command(
     model: Path,
     output: Path | None,
     method: str,
+    sqnr: float | None,
+    bits_per_weight: float | None,
+    ratio: float | None,
     task: str | None,
     block_size: int,
     latent_dim: int,
@@ -63,10 +79,13 @@ def command(
     The model is read, never changed. Pickles that want code to be run are refused.
     """
     from wcompress.api import pack
-    from wcompress.codec.packing import PackOptions
+    from wcompress.codec.options import PackOptions
 
     options = PackOptions(
         method=method,
+        sqnr=sqnr,
+        bits_per_weight=bits_per_weight,
+        ratio=ratio,
         block_size=block_size,
         latent_dim=latent_dim,
         hidden=parse_sizes(hidden),
@@ -85,7 +104,7 @@ def command(
     if result.ratio < 1:
         out.message(
             f"the archive is larger than the model: the VAE's decoder takes {n_bytes(result.sections['decoder'])} of it"
-            if result.sections.get("decoder")
+            if method == "paper"
             else "the archive is larger than the model"
         )
     rows = [

@@ -41,7 +41,7 @@ def command(
 
     Writes report.json, report.csv, report.md, report.html and a figure. Every ratio counts every byte.
     """
-    from wcompress.codec.packing import PackOptions
+    from wcompress.codec.options import PackOptions
     from wcompress.report.sweep import report
 
     options = PackOptions(hidden=parse_sizes(hidden), effort=effort, seed=seed, device=device, threads=threads, key=key)

@@ -10,10 +10,13 @@ from typing import Any
 
 from wcompress.errors import ArchiveError
 
-METHODS = ("paper",)
+METHODS = ("paper", "vae", "lossless")
 """Literal, append-only identifiers of how float tensors are coded."""
 
-KINDS = ("coded", "raw", "tie")
+METHOD_VERSIONS = {"paper": 1, "vae": 2, "lossless": 2}
+"""The format version that introduced each method as it is written now."""
+
+KINDS = ("coded", "raw", "fine", "tie")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class TensorEntry:
         name: its name.
         dtype: its torch dtype without "torch.".
         shape: its shape.
-        kind: `coded` by the method, `raw` for bit-exact bytes, `tie` for another name of an earlier tensor.
+        kind: `coded` by the method, `raw` for bit-exact bytes, `fine` for nearly exact ones, `tie` for another name
+            of an earlier tensor.
         tie_to: for a tie, the index of that earlier entry, itself no tie.
     """
 
@@ -49,6 +53,7 @@ class Manifest:
         source: file name of the model, "" for a dict of tensors.
         tensors: in the order in which they are restored.
         padding: zeros at the end of the last block.
+        n_latents: numbers in all latents, 0 where the method has none.
         sqnr_db: as measured when packing, None where it has no meaning.
         metadata: the safetensors metadata of the source.
     """
@@ -57,6 +62,7 @@ class Manifest:
     source: str
     tensors: tuple[TensorEntry, ...]
     padding: int = 0
+    n_latents: int = 0
     sqnr_db: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -70,8 +76,8 @@ class Manifest:
         for entry in self.tensors:
             if entry.kind == "tie":
                 rows.append([entry.name, entry.tie_to])
-            elif entry.kind == "raw":
-                rows.append([entry.name, entry.dtype, list(entry.shape), "raw"])
+            elif entry.kind != "coded":
+                rows.append([entry.name, entry.dtype, list(entry.shape), entry.kind])
             else:
                 rows.append([entry.name, entry.dtype, list(entry.shape)])
         document: dict[str, Any] = {"method": self.method, "tensors": rows}
@@ -79,6 +85,8 @@ class Manifest:
             document["source"] = self.source
         if self.padding:
             document["padding"] = self.padding
+        if self.n_latents and METHOD_VERSIONS[self.method] > 1:
+            document["latents"] = self.n_latents
         if self.sqnr_db is not None:
             document["sqnr"] = round(self.sqnr_db, 3)
         if self.metadata:
@@ -123,6 +131,7 @@ class Manifest:
             source=_expect(document.get("source", ""), str),
             tensors=tuple(entries),
             padding=_expect(document.get("padding", 0), int),
+            n_latents=_expect(document.get("latents", 0), int),
             sqnr_db=None if sqnr_db is None else float(sqnr_db),
             metadata={_expect(key, str): _expect(value, str) for key, value in metadata.items()},
         )
@@ -139,7 +148,7 @@ def _entry(row: list[Any], earlier: list[TensorEntry]) -> TensorEntry:
     if any(size < 0 for size in shape) or math.prod(shape) >= 2**62:
         raise ValueError(f"tensor {name!r} has the impossible shape {shape}")
     kind = row[3] if len(row) > 3 else "coded"
-    if len(row) > 4 or kind not in ("coded", "raw"):
+    if len(row) > 4 or kind not in ("coded", "raw", "fine"):
         raise ValueError(f"tensor {name!r} has the unknown kind {kind!r}, update wcompress")
     return TensorEntry(name, _expect(row[1], str), shape, kind)
 

@@ -18,7 +18,7 @@ import torch
 
 from wcompress.blocks import BlockLayout, from_blocks, to_blocks
 from wcompress.codec.manifest import TensorEntry
-from wcompress.codec.raw import entry_dtype
+from wcompress.codec.raw import entry_dtype, round_to_dtype
 from wcompress.errors import ArchiveError
 from wcompress.vae.integer import IntegerDecoder, quantise_decoder
 
@@ -143,15 +143,3 @@ class PaperReader:
         scale = self._scales[name]
         values = array * scale if scale else np.zeros(array.shape)
         return round_to_dtype(values, entry_dtype(self._entries[name]))
-
-
-def round_to_dtype(values: Floats, dtype: torch.dtype) -> torch.Tensor:
-    """float64 → a float dtype: clamped to its finite range, rounded to float32 first, then to the dtype.
-
-    The order of the steps is part of the format: it makes the result the same everywhere.
-    """
-    tensor = torch.from_numpy(np.asarray(values, dtype=np.float64, order="C"))
-    if dtype == torch.float64:
-        return tensor.clone()
-    limit = torch.finfo(dtype).max
-    return tensor.clamp(-limit, limit).to(torch.float32).to(dtype)

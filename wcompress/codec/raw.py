@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import zstandard
 
@@ -59,8 +61,7 @@ def decode_raw(data: bytes, entries: Iterable[TensorEntry]) -> dict[str, torch.T
             raise ArchiveError(
                 f"tensor {entry.name!r}: {n_bytes} bytes expected, {len(payload)} found; the archive is damaged"
             )
-        flat = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if n_bytes else torch.empty(0, dtype=torch.uint8)
-        tensors[entry.name] = flat.view(dtype).reshape(entry.shape)
+        tensors[entry.name] = tensor_from_bytes(payload, dtype, entry.shape)
     cursor.finish()
     return tensors
 
@@ -68,6 +69,24 @@ def decode_raw(data: bytes, entries: Iterable[TensorEntry]) -> dict[str, torch.T
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """A contiguous CPU tensor's elements in row-major order, little-endian."""
     return as_bytes(tensor).numpy().tobytes() if tensor.numel() else b""
+
+
+def tensor_from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Undo `tensor_bytes`; `data` has as many bytes as shape and dtype need."""
+    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return flat.view(dtype).reshape(shape)
+
+
+def round_to_dtype(values: npt.NDArray[np.float64], dtype: torch.dtype) -> torch.Tensor:
+    """float64 → a float dtype: clamped to its finite range, rounded to float32 first, then to the dtype.
+
+    The order of the steps is part of the format: it makes the result the same everywhere.
+    """
+    tensor = torch.from_numpy(np.asarray(values, dtype=np.float64, order="C"))
+    if dtype == torch.float64:
+        return tensor.clone()
+    limit = torch.finfo(dtype).max
+    return tensor.clamp(-limit, limit).to(torch.float32).to(dtype)
 
 
 def entry_dtype(entry: TensorEntry) -> torch.dtype:

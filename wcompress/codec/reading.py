@@ -12,8 +12,8 @@ import torch
 from wcompress.archive import ArchiveReader
 from wcompress.checkpoint import Checkpoint, read_checkpoint
 from wcompress.codec.manifest import Manifest, TensorEntry
-from wcompress.codec.paper import PaperReader
-from wcompress.codec.raw import decode_raw, entry_dtype, tensor_bytes
+from wcompress.codec.raw import entry_dtype, tensor_bytes
+from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
 from wcompress.errors import ArchiveError, ChecksumMismatch
 from wcompress.fidelity import compare, same_bits
@@ -55,8 +55,7 @@ class Archive:
             self.close()
             raise self._placed(error) from error
         self._entries = {entry.name: entry for entry in self.manifest.tensors}
-        self._coded: PaperReader | None = None
-        self._raw: dict[str, torch.Tensor] | None = None
+        self._restorer = Restorer(self.manifest, self._reader.section)
 
     def keys(self) -> list[str]:
         """Tensor names, in the source's order."""
@@ -111,23 +110,9 @@ class Archive:
 
     def _restore(self, entries: list[TensorEntry]) -> dict[str, torch.Tensor]:
         try:
-            tensors: dict[str, torch.Tensor] = {}
-            coded = [entry.name for entry in entries if entry.kind == "coded"]
-            if coded:
-                tensors |= self._coded_reader().restore(coded)
-            if len(coded) < len(entries):
-                if self._raw is None:
-                    self._raw = decode_raw(self._reader.section("raw"), self.manifest.of_kind("raw"))
-                tensors |= {entry.name: self._raw[entry.name] for entry in entries if entry.kind == "raw"}
+            return self._restorer.restore(entries)
         except ArchiveError as error:
             raise self._placed(error) from error
-        return tensors
-
-    def _coded_reader(self) -> PaperReader:
-        if self._coded is None:
-            sections = [self._reader.section(name) for name in ("decoder", "latents", "scales")]
-            self._coded = PaperReader(self.manifest.of_kind("coded"), self.manifest.padding, *sections)
-        return self._coded
 
     def _placed(self, error: ArchiveError) -> ArchiveError:
         path = str(self._reader.path)
@@ -151,7 +136,9 @@ class Archive:
             n_tensors=len(manifest.tensors),
             original_bytes=sum(entry.numel * dtype.itemsize for entry, dtype in sized),
             archive_bytes=self._reader.n_bytes,
-            n_latents=sections.get("latents", 0) // 2 or None,
+            n_latents=manifest.n_latents
+            or (sections.get("latents", 0) // 2 if manifest.method == "paper" else 0)
+            or None,
             sections=sections,
             sqnr_db=manifest.sqnr_db,
             sha256=self._reader.digest.hex(),

@@ -11,7 +11,7 @@ from typing import Any
 
 from wcompress.checkpoint import write_checkpoint
 from wcompress.codec import packing
-from wcompress.codec.packing import PackOptions
+from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.codec.unpacking import unpack
 from wcompress.device import resolve_device, torch_threads

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wcompress.codec import packing
-from wcompress.codec.packing import PackOptions
+from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.device import resolve_device, torch_threads
 from wcompress.errors import OptionError

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from wcompress.checkpoint import read_checkpoint
-from wcompress.codec.packing import PackOptions, pack_and_restore
+from wcompress.codec.options import PackOptions
+from wcompress.codec.packing import pack_and_restore
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.device import torch_threads
 from wcompress.evaluate import score

@@ -1,0 +1,334 @@
+"""Method `vae`: what is stored restores, meets its target from the safe side, and is refused when damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import wcompress
+from wcompress.codec.fine import decode_fine, encode_fine
+from wcompress.codec.manifest import TensorEntry
+from wcompress.codec.options import PackOptions
+from wcompress.codec.own_scales import OwnScales
+from wcompress.codec.own_scales_rule import own_scales
+from wcompress.codec.scales import ScaleModel
+from wcompress.codec.symbols import ClassTables, decode_symbols, encode_symbols, fit_tables
+from wcompress.codec.weights import LAYOUTS, Sequencing, choose_layout
+from wcompress.entropy.bits import BitReader, BitWriter
+from wcompress.errors import ArchiveError, OptionError, TargetUnreachable
+from wcompress.fidelity import compare, same_bits
+from wcompress.quantize.trellis import N_STATES, quantisers, trellis
+from wcompress.vae.prior import N_CLASSES, PriorDecoder, classes_of
+
+SMALL_VAE = PackOptions(method="vae", block_size=256, latent_dim=8, effort=2, device="cpu")
+
+
+def striped(rows: int = 96, columns: int = 64) -> torch.Tensor:
+    """Weights whose scale varies from row to row, as a prior can learn."""
+    rng = np.random.default_rng(3)
+    scales = np.exp2(np.sin(np.arange(rows) / 5) * 2)
+    return torch.from_numpy(rng.normal(size=(rows, columns)) * scales[:, None]).float()
+
+
+@pytest.fixture
+def vae_archive(tensors: dict[str, torch.Tensor], tmp_path: Path) -> Path:
+    path = tmp_path / "m.wcz"
+    wcompress.pack({**tensors, "striped": striped()}, path, SMALL_VAE, sqnr=15)
+    return path
+
+
+def test_everything_is_restored(vae_archive: Path, tensors: dict[str, torch.Tensor]) -> None:
+    restored = wcompress.load(vae_archive)
+    assert list(restored) == [*tensors, "striped"]
+    for name, tensor in tensors.items():
+        assert (restored[name].dtype, restored[name].shape) == (tensor.dtype, tensor.shape), name
+    for name in ("norm.num_batches_tracked", "mask", "phase", "broken", "empty", "zeros", "scalar"):
+        assert same_bits(restored[name], tensors[name].contiguous()), name
+    relative = (restored["norm.running_var"] / tensors["norm.running_var"] - 1).abs()
+    assert relative.max() < 0.02
+    with wcompress.open(vae_archive) as opened:
+        for name in opened.keys():  # noqa: SIM118 - an archive is no dict
+            assert same_bits(opened.get_tensor(name), restored[name]), name
+
+
+@pytest.mark.parametrize("effort", [1, 3, 9])
+def test_targets_are_met_from_the_safe_side(tmp_path: Path, effort: int) -> None:
+    model = {
+        "a": striped(),
+        "b": torch.randn(80, 80, generator=torch.Generator().manual_seed(0)),
+        "bias": torch.ones(80),
+    }
+    path = tmp_path / "m.wcz"
+
+    def packed(**target: float) -> wcompress.PackResult:
+        return wcompress.pack(model, path, SMALL_VAE, force=True, effort=effort, **target)
+
+    for sqnr in (5.0, 14.0, 40.0):
+        result = packed(sqnr=sqnr)
+        assert result.sqnr_db is not None
+        assert sqnr <= result.sqnr_db <= sqnr + 0.2
+        assert compare(model, wcompress.load(path)).sqnr_db == pytest.approx(result.sqnr_db)
+    for bits in (1.2, 3.0, 9.0):
+        result = packed(bits_per_weight=bits)
+        assert result.bits_per_param is not None
+        assert 0.98 * bits <= result.bits_per_param <= bits
+        assert result.archive_bytes == path.stat().st_size
+    result = packed(ratio=12.0)
+    assert 12.0 <= result.ratio <= 12.0 * 1.02
+
+
+def test_more_effort_is_smaller(tmp_path: Path) -> None:
+    model = {"w": torch.randn(200, 150, generator=torch.Generator().manual_seed(0))}
+    sizes = [
+        wcompress.pack(model, tmp_path / f"{effort}.wcz", SMALL_VAE, effort=effort, sqnr=12).archive_bytes
+        for effort in (1, 3, 5, 8)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.93 * sizes[0]
+
+
+def test_the_prior_pays_where_scales_vary_and_is_left_out_where_not(tmp_path: Path) -> None:
+    flat = {"w": torch.randn(96, 64, generator=torch.Generator().manual_seed(0))}
+    without = wcompress.pack(flat, tmp_path / "flat.wcz", SMALL_VAE, sqnr=12)
+    assert without.n_latents is None
+    assert without.sections.get("latents", 0) == 0
+    varied = {"w": striped(256, 64)}
+    with_prior = wcompress.pack(varied, tmp_path / "varied.wcz", SMALL_VAE, sqnr=12)
+    plain = wcompress.pack(varied, tmp_path / "plain.wcz", SMALL_VAE, sqnr=12, effort=1)
+    assert with_prior.n_latents
+    assert with_prior.archive_bytes < 0.9 * plain.archive_bytes
+
+
+def test_unreachable_targets_write_nothing(tmp_path: Path) -> None:
+    model = {"w": torch.randn(40, 40), "n": torch.randint(0, 2**60, (100,))}
+    for target in ({"ratio": 500.0}, {"bits_per_weight": 0.01}):
+        with pytest.raises(TargetUnreachable) as caught:
+            wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, **target)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "m.wcz").exists()
+
+
+def test_targets_exclude_each_other_and_other_methods() -> None:
+    with pytest.raises(OptionError, match="one target"):
+        dataclasses.replace(SMALL_VAE, sqnr=10, ratio=10)
+    with pytest.raises(OptionError, match="cannot aim"):
+        PackOptions(method="lossless", ratio=10)
+    with pytest.raises(OptionError, match="ratio"):
+        dataclasses.replace(SMALL_VAE, ratio=-1)
+    with pytest.raises(OptionError, match="power of two"):
+        wcompress.pack({"w": torch.ones(9, 9)}, "never.wcz", SMALL_VAE, latent_dim=7)
+
+
+def test_repeatable(tmp_path: Path) -> None:
+    model = {"w": striped()}
+    for name in ("a", "b"):
+        wcompress.pack(model, tmp_path / name, SMALL_VAE, ratio=10)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_tiny_model_makes_a_tiny_archive(tmp_path: Path) -> None:
+    result = wcompress.pack({"w": torch.randn(3, 3), "b": torch.randn(1)}, tmp_path / "m.wcz", SMALL_VAE)
+    assert result.archive_bytes < 300
+
+
+def test_damage_is_an_archive_error(vae_archive: Path) -> None:
+    whole = vae_archive.read_bytes()
+    for position in range(0, len(whole), 37):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x41
+        vae_archive.write_bytes(damaged)
+        with pytest.raises(ArchiveError):
+            wcompress.load(vae_archive)
+
+
+def test_hostile_sections_are_refused_or_restore_something_else(vae_archive: Path) -> None:
+    """With every checksum put right, so that only the decoder's own checks stand."""
+    from tests.test_codec import rewrite
+    from wcompress.archive import ArchiveReader
+
+    whole = vae_archive.read_bytes()
+    expected = wcompress.load(vae_archive)
+    n_refused = 0
+    rng = np.random.default_rng(0)
+    with ArchiveReader(vae_archive) as reader:
+        payloads = {entry.name: reader.section(entry.name) for entry in reader.entries}
+    for name in ("decoder", "latents", "tables", "symbols", "fine"):
+        for _ in range(25):
+            damaged = bytearray(payloads[name])
+            for _ in range(int(rng.integers(1, 4))):
+                damaged[int(rng.integers(len(damaged)))] ^= 1 << int(rng.integers(8))
+            if rng.random() < 0.3:
+                damaged = damaged[: int(rng.integers(len(damaged)))]
+            vae_archive.write_bytes(whole)
+            rewrite(vae_archive, **{name: bytes(damaged)})
+            try:
+                restored = wcompress.load(vae_archive)
+            except ArchiveError:
+                n_refused += 1
+                continue
+            # A weight of the prior may change without any class changing.
+            assert all(same_bits(restored[key], tensor) for key, tensor in expected.items())
+    assert n_refused > 100
+
+
+def test_odd_models(tmp_path: Path) -> None:
+    models = {
+        "zeros": {"w": torch.zeros(20, 20)},
+        "constant": {"w": torch.full((20, 20), 3.25)},
+        "one huge": {"w": torch.cat([torch.randn(400), torch.tensor([1e6])]).reshape(1, 401)},
+        "double": {"w": torch.randn(20, 20).double() * 1e200},
+        "tiny": {"w": torch.randn(20, 20) * 1e-38},
+        "half": {"w": torch.randn(20, 20).half() * 100, "b": torch.randn(7).bfloat16()},
+        "many dims": {"w": torch.randn(2, 3, 4, 5, 6)},
+        "long": {"w": torch.randn(1, 5000), "v": torch.randn(5000, 1)},
+        "nothing": {"b": torch.randn(5)},
+    }
+    for name, model in models.items():
+        result = wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, force=True)
+        assert wcompress.verify(tmp_path / "m.wcz", model).ok, name
+        json.dumps(result.to_json(), allow_nan=False)
+        for key, tensor in wcompress.load(tmp_path / "m.wcz").items():
+            assert torch.isfinite(tensor.double()).all(), (name, key)
+
+
+def test_scales_of_their_own_where_a_norm_follows(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    scales = torch.exp2(torch.arange(16.0) - 8)
+    model = {
+        "conv.weight": torch.randn(16, 8, 3, 3, generator=rng) * scales[:, None, None, None],
+        "bn.weight": torch.ones(16),
+        "bn.bias": torch.zeros(16),
+        "bn.running_mean": torch.zeros(16),
+        "bn.running_var": scales.square(),
+        "fc.weight": torch.randn(10, 16, generator=rng),
+    }
+    coded = {name: model[name] for name in ("conv.weight", "fc.weight")}
+    exponents = own_scales(model, coded).exponents
+    assert len(exponents[0]) == 16
+    assert np.allclose(np.diff(exponents[0]), 4, atol=2)
+    assert len(exponents[1]) == 1
+    assert own_scales(coded, coded) == OwnScales(((0,), (0,)))
+    wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, bits_per_weight=6)
+    restored = wcompress.load(tmp_path / "m.wcz")
+    for name in coded:
+        error = (restored[name] - model[name]).flatten(1).square().sum(1) / model[name].flatten(1).square().sum(1)
+        assert error.max() < 0.15, name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sequences_undo_themselves(layout: str) -> None:
+    arrays = [np.arange(24.0).reshape(2, 3, 4), np.arange(6.0).reshape(3, 2)]
+    sequencing = Sequencing(((2, 3, 4), (3, 2)), (layout, "columns"), 8, 2)
+    flat = sequencing.flatten(arrays)
+    assert sequencing.n_blocks == 4
+    for index, array in enumerate(arrays):
+        start, end = sequencing.starts[index : index + 2]
+        assert np.array_equal(sequencing.unflatten(index, flat[start:end]), array)
+
+
+def test_layouts_follow_the_structure() -> None:
+    rows = striped(128, 128).double().numpy()
+    assert choose_layout(rows, 32) == "rows"
+    assert choose_layout(rows.T.copy(), 32) == "columns"
+    assert choose_layout(np.random.default_rng(0).normal(size=(128, 128)), 32) == "rows"
+    kernels = np.random.default_rng(0).normal(size=(64, 64, 3)) * np.array([0.1, 1.0, 3.0])
+    assert choose_layout(kernels, 32) == "positions"
+
+
+@pytest.mark.parametrize("n_states", N_STATES)
+def test_symbols_round_trip(n_states: int) -> None:
+    rng = np.random.default_rng(n_states)
+    machine = trellis(n_states)
+    classes = np.repeat(rng.integers(0, N_CLASSES, 40), 16).astype(np.int32)[:630]
+    symbols = np.rint(rng.laplace(size=630) * 2.0 ** (classes / 2 - 4) / 2).astype(np.int32)
+    units = np.array([0, 256, 512, 630], np.int64)
+    tables = fit_tables(symbols, quantisers(symbols, units, machine), classes)
+    writer = BitWriter()
+    tables.write(writer)
+    tables = ClassTables.read(BitReader(writer.to_bytes(), "test"))
+    data = encode_symbols(symbols, units, classes, machine, tables)
+    decoded = decode_symbols(data, units, classes, machine, tables, range(3))
+    assert np.array_equal(np.concatenate(decoded), symbols)
+    (second,) = decode_symbols(data, units, classes, machine, tables, [1])
+    assert np.array_equal(second, symbols[256:512])
+
+
+def test_the_priors_decoder_is_what_it_says() -> None:
+    rng = np.random.default_rng(5)
+    decoder = PriorDecoder(
+        skip=130 // 2,
+        weights_in=rng.integers(-127, 128, (3, 5)),
+        biases_in=rng.integers(-127, 128, 3),
+        weights_out=rng.integers(-127, 128, (3, 5)),
+        bias_out=-7,
+    )
+    z = rng.integers(-5, 6, (2, 9))
+    out = decoder(z)
+    for block in range(2):
+        padded = [0, 0, *(int(v) for v in z[block]), 0, 0]
+        hidden = [
+            [
+                max(0, int(decoder.biases_in[c]) + sum(int(decoder.weights_in[c, t]) * padded[j + t] for t in range(5)))
+                for j in range(9)
+            ]
+            for c in range(3)
+        ]
+        for j in range(9):
+            total = sum(
+                int(decoder.weights_out[c, t]) * hidden[c][j + t - 2]
+                for c in range(3)
+                for t in range(5)
+                if 0 <= j + t - 2 < 9
+            )
+            assert out[block, j] == 65 * padded[j + 2] - 7 + (total >> 5)
+    assert classes_of(np.array([-1000.0, -32.0, -30.1, -29.9, 0.0, 1000.0])).tolist() == [0, 0, 0, 1, 8, 32]
+
+
+def test_scale_models_round_trip() -> None:
+    rng = np.random.default_rng(6)
+    prior = PriorDecoder(9, rng.integers(-127, 128, (2, 5)), rng.integers(-9, 9, 2), rng.integers(-9, 9, (2, 5)), 3)
+    for model in (
+        ScaleModel((5, -40, 7), prior, rng.integers(-3, 4, (4, 8))),
+        ScaleModel((5,), None, np.zeros((0, 8), np.int64)),
+    ):
+        writer = BitWriter()
+        latents = model.write(writer)
+        reader = BitReader(writer.to_bytes(), "test")
+        again = ScaleModel.read(reader, latents, len(model.bases), 4, 8)
+        reader.finish()
+        assert again.bases == model.bases
+        assert np.array_equal(again.latents, model.latents)
+        where = np.zeros(30, np.intp)
+        assert np.array_equal(again.classes(where), model.classes(where))
+
+
+@pytest.mark.parametrize("sqnr_db", [32.0, 45.0])
+def test_fine_tensors_are_kept_finely(sqnr_db: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = {
+        "bias": torch.randn(200, generator=generator),
+        "norm.weight": 1 + 0.02 * torch.randn(64, generator=generator),
+        "bn.running_var": torch.exp2(10 * torch.randn(50, generator=generator)),
+        "scalar": torch.tensor(0.1),
+        "pair": torch.tensor([1e-30, 1e30]),
+        "zeros": torch.zeros(30),
+        "huge": torch.randn(20, generator=generator).double() * 1e250,
+        "empty": torch.empty(0),
+    }
+    entries = [TensorEntry(n, str(t.dtype)[6:], tuple(t.shape), "fine") for n, t in model.items()]
+    data = encode_fine(model, sqnr_db)
+    restored = decode_fine(data, entries)
+    for name in ("bias", "norm.weight"):
+        error = restored[name] - model[name]
+        assert 10 * torch.log10(model[name].var() / error.var()) > sqnr_db - 0.5, name
+    assert ((restored["bn.running_var"] / model["bn.running_var"]) - 1).abs().max() < 0.012
+    for name in ("scalar", "pair", "zeros", "huge", "empty"):
+        assert same_bits(restored[name], model[name]), name
+    for damaged in (data[:-1], data + b"\1", b"\xff" * len(data)):
+        with pytest.raises(ArchiveError):
+            decode_fine(damaged, entries)

@@ -1,0 +1,183 @@
+"""Tensors → section payloads, by method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from wcompress.checkpoint import Checkpoint
+from wcompress.codec.lossless import encode_lossless
+from wcompress.codec.manifest import Manifest, TensorEntry
+from wcompress.codec.options import PackOptions
+from wcompress.codec.own_scales import OwnScales
+from wcompress.codec.own_scales_rule import own_scales
+from wcompress.codec.raw import encode_raw
+from wcompress.codec.vae_encoder import Solution
+from wcompress.codec.vae_search import Target, VaeSearch, is_coded
+from wcompress.errors import OptionError
+from wcompress.fidelity import is_finite
+
+if TYPE_CHECKING:
+    from wcompress.vae.training import TrainingHistory
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+DEFAULT_SQNR_DB = 22.0
+"""Where nothing is asked for; see docs/decisions/0004."""
+
+_FLOAT_DTYPES = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+}
+_SMALLEST = 1e-100
+_EPOCHS_PER_EFFORT = 100  # effort 5, the default, is the paper's limit of 500
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a method makes of a model.
+
+    Attributes:
+        entries: how each tensor is kept.
+        payloads: sections by name, without the manifest.
+        padding: zeros at the end of the last block.
+        n_latents: numbers in all latents.
+        history: of the paper's VAE.
+    """
+
+    entries: tuple[TensorEntry, ...]
+    payloads: dict[str, bytes]
+    padding: int = 0
+    n_latents: int = 0
+    history: TrainingHistory | None = field(default=None, repr=False)
+
+
+def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
+    """Encode a model by the method that the options name.
+
+    Raises:
+        TargetUnreachable: no archive meets the target.
+    """
+    entries = _entries(checkpoint, options.method)
+    tensors = {kind: _of_kind(checkpoint, entries, kind) for kind in ("coded", "fine", "raw")}
+    raw = encode_raw(tensors["raw"].values())
+    if options.method == "paper":
+        encoded = _paper(entries, tensors["coded"], options, device, progress)
+    elif options.method == "lossless":
+        encoded = Encoded(entries, {"symbols": encode_lossless(tensors["coded"]) if tensors["coded"] else b""})
+    else:
+        encoded = _vae(checkpoint, entries, tensors, options, device, progress, len(raw))
+    return Encoded(entries, {**encoded.payloads, "raw": raw}, encoded.padding, encoded.n_latents, encoded.history)
+
+
+def _paper(
+    entries: tuple[TensorEntry, ...],
+    coded: dict[str, torch.Tensor],
+    options: PackOptions,
+    device: str,
+    progress: Progress | None,
+) -> Encoded:
+    from wcompress.codec.paper import encode_paper
+    from wcompress.vae.training import TrainingConfig
+
+    config = TrainingConfig(
+        hidden=options.hidden,
+        latent_dim=options.latent_dim,
+        epochs=_EPOCHS_PER_EFFORT * options.effort,
+        seed=options.seed,
+        device=device,
+    )
+    paper = encode_paper(coded, options.block_size, config, progress)
+    payloads = {"decoder": paper.decoder, "latents": paper.latents, "scales": paper.scales}
+    return Encoded(entries, payloads, paper.padding, paper.n_latents, paper.history)
+
+
+def _vae(
+    checkpoint: Checkpoint,
+    entries: tuple[TensorEntry, ...],
+    tensors: dict[str, dict[str, torch.Tensor]],
+    options: PackOptions,
+    device: str,
+    progress: Progress | None,
+    n_raw_bytes: int,
+) -> Encoded:
+    sub_size = options.block_size // options.latent_dim
+    if sub_size * options.latent_dim != options.block_size or sub_size & (sub_size - 1):
+        raise OptionError(
+            f"block_size {options.block_size}, latent_dim {options.latent_dim}: their quotient must be a power of two"
+        )
+    coded = tensors["coded"]
+    padding = -sum(tensor.numel() for tensor in coded.values()) % options.block_size
+
+    def other_bytes(solution: Solution, sqnr_db: float) -> list[int]:
+        manifest = Manifest(
+            method=options.method,
+            source=checkpoint.source,
+            tensors=entries,
+            padding=padding,
+            n_latents=solution.scales.latents.size,
+            sqnr_db=sqnr_db if math.isfinite(sqnr_db) else None,
+            metadata=dict(checkpoint.metadata),
+        )
+        return [len(manifest.to_bytes()), n_raw_bytes]
+
+    target = Target(sqnr_db=options.sqnr if options.sqnr is not None else DEFAULT_SQNR_DB)
+    budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
+    if budget is not None:
+        target = Target(n_bytes=max(1, budget))
+    keeps_function = options.sqnr is None
+    plain = OwnScales(tuple((0,) for _ in coded))
+    search = VaeSearch(
+        coded,
+        tensors["fine"],
+        own_scales(checkpoint.tensors, coded) if keeps_function else plain,
+        block_size=options.block_size,
+        latent_dim=options.latent_dim,
+        effort=options.effort,
+        seed=options.seed,
+        device=device,
+        keeps_function=keeps_function,
+        other_bytes=other_bytes,
+        progress=progress,
+    )
+    solution = search.run(target)
+    return Encoded(entries, search.sections(solution), padding, solution.scales.latents.size)
+
+
+def _of_kind(checkpoint: Checkpoint, entries: tuple[TensorEntry, ...], kind: str) -> dict[str, torch.Tensor]:
+    return {entry.name: checkpoint.tensors[entry.name] for entry in entries if entry.kind == kind}
+
+
+def _entries(checkpoint: Checkpoint, method: str) -> tuple[TensorEntry, ...]:
+    positions = {name: index for index, name in enumerate(checkpoint.tensors)}
+    entries: list[TensorEntry] = []
+    for name, tensor in checkpoint.tensors.items():
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        if name in checkpoint.ties:
+            entries.append(TensorEntry(name, dtype, shape, "tie", positions[checkpoint.ties[name]]))
+        else:
+            entries.append(TensorEntry(name, dtype, shape, _kind(tensor, method)))
+    return tuple(entries)
+
+
+def _kind(tensor: torch.Tensor, method: str) -> str:
+    if tensor.dtype not in _FLOAT_DTYPES:
+        return "raw"
+    if method == "lossless":
+        return "coded"
+    if not is_finite(tensor):
+        return "raw"
+    largest = float(tensor.double().abs().max()) if tensor.numel() else 0.0
+    if method == "vae" and largest and not _SMALLEST < largest < 1 / _SMALLEST:
+        return "raw"  # squares of such float64 numbers do not exist
+    return "coded" if method == "paper" or is_coded(tensor) else "fine"

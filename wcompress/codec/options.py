@@ -1,0 +1,83 @@
+"""How to pack."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from wcompress.blocks import BLOCK_SIZE
+from wcompress.codec.manifest import METHODS
+from wcompress.device import DEVICES
+from wcompress.errors import OptionError
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack.
+
+    Attributes:
+        method: `paper`, `vae` or `lossless`.
+        sqnr: target: at least this SQNR, in dB. At most one target is given, and only for method `vae`.
+        bits_per_weight: target: at most so many bits of archive a float parameter.
+        ratio: target: at least this ratio.
+        block_size: parameters in a block.
+        latent_dim: numbers in a block's latent.
+        hidden: for `paper`: sizes of the VAE's hidden layers, from block to latent.
+        effort: 1 (fast) to 9 (small and close).
+        seed: of everything random.
+        device: `auto` (CUDA where there is one), `cpu` or `cuda`.
+        threads: CPU threads; None for `wcompress.device.default_threads`.
+        dry_run: do everything, write nothing.
+        force: an existing output may be replaced.
+        key: entry of the checkpoint that holds the model.
+    """
+
+    method: str = "paper"
+    sqnr: float | None = None
+    bits_per_weight: float | None = None
+    ratio: float | None = None
+    block_size: int = BLOCK_SIZE
+    latent_dim: int = 64
+    hidden: tuple[int, ...] = (512,)
+    effort: int = 5
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    dry_run: bool = False
+    force: bool = False
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.method in METHODS, "method", f"one of {', '.join(METHODS)}"),
+            (self.sqnr is None or -3 <= self.sqnr <= 120, "sqnr", "from −3 to 120 dB"),
+            (_positive(self.bits_per_weight), "bits_per_weight", "a positive number"),
+            (_positive(self.ratio), "ratio", "a positive number"),
+            (8 <= self.block_size <= 1 << 20, "block_size", "from 8 to 1048576"),
+            (1 <= self.latent_dim <= 1 << 14, "latent_dim", "from 1 to 16384"),
+            (all(1 <= n <= 1 << 16 for n in self.hidden), "hidden", "sizes from 1 to 65536"),
+            (1 <= self.effort <= 9, "effort", "from 1 to 9"),
+            (0 <= self.seed < 1 << 63, "seed", "from 0 to 2^63 − 1"),
+            (self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}"),
+            (self.threads is None or self.threads >= 1, "threads", "at least 1"),
+        ]
+        for holds, name, expected in checks:
+            if not holds:
+                raise OptionError(f"{name} {getattr(self, name)!r}: must be {expected}")
+        targets = [name for name in ("sqnr", "bits_per_weight", "ratio") if getattr(self, name) is not None]
+        if len(targets) > 1:
+            raise OptionError(f"{' and '.join(targets)}: only one target can be met; choose one")
+        if targets and self.method != "vae":
+            raise OptionError(f"{targets[0]}: method {self.method} cannot aim at a target; use method vae")
+
+    def archive_bytes(self, original_bytes: int, n_params: int) -> int | None:
+        """The most bytes that the archive may have under the target; None without a target of size."""
+        if self.bits_per_weight is not None:
+            return math.floor(self.bits_per_weight * n_params / 8)
+        if self.ratio is not None:
+            return math.floor(original_bytes / self.ratio)
+        return None
+
+
+def _positive(value: float | None) -> bool:
+    return value is None or (math.isfinite(value) and value > 0)

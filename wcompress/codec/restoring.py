@@ -1,0 +1,69 @@
+"""Section payloads → tensors, whatever the method. Imports no training code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from wcompress.codec.fine import decode_fine
+from wcompress.codec.lossless import LosslessReader
+from wcompress.codec.manifest import Manifest, TensorEntry
+from wcompress.codec.paper import PaperReader
+from wcompress.codec.raw import decode_raw
+from wcompress.codec.vae_method import VaeReader
+
+SectionSource = Callable[[str], bytes]
+
+
+class CodedReader(Protocol):
+    """Restores coded tensors."""
+
+    def restore(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        """The tensors named, or all."""
+
+
+class Restorer:
+    """Restores the tensors of an archive, decoding what it is asked for.
+
+    Args:
+        manifest: of the archive.
+        section: gives a section's payload by name, empty for none.
+    """
+
+    def __init__(self, manifest: Manifest, section: SectionSource) -> None:
+        self._manifest = manifest
+        self._section = section
+        self._coded: CodedReader | None = None
+        self._whole: dict[str, dict[str, torch.Tensor]] = {}
+
+    def restore(self, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
+        """Some tensors, none of them a tie.
+
+        Raises:
+            ArchiveError: the archive is damaged.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        coded = [entry.name for entry in entries if entry.kind == "coded"]
+        if coded:
+            if self._coded is None:
+                self._coded = self._open_coded()
+            tensors |= self._coded.restore(coded)
+        for kind, decode in (("raw", decode_raw), ("fine", decode_fine)):
+            names = [entry.name for entry in entries if entry.kind == kind]
+            if names:
+                if kind not in self._whole:
+                    self._whole[kind] = decode(self._section(kind), self._manifest.of_kind(kind))
+                tensors |= {name: self._whole[kind][name] for name in names}
+        return tensors
+
+    def _open_coded(self) -> CodedReader:
+        manifest, section = self._manifest, self._section
+        entries = manifest.of_kind("coded")
+        if manifest.method == "paper":
+            payloads = [section(name) for name in ("decoder", "latents", "scales")]
+            return PaperReader(entries, manifest.padding, *payloads)
+        if manifest.method == "lossless":
+            return LosslessReader(entries, section("symbols"))
+        return VaeReader(entries, {name: section(name) for name in ("decoder", "latents", "tables", "symbols")})

@@ -1,0 +1,328 @@
+"""Finding what method `vae` stores: layout, scales, symbols, tables, levels, at one step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from wcompress.codec.levels import LEVEL_UNITS, Levels
+from wcompress.codec.scales import ScaleModel, fit_latent_table
+from wcompress.codec.symbols import LOW_BITS, ClassTables, fit_tables, upper
+from wcompress.codec.weights import Sequencing
+from wcompress.entropy.bits import BitWriter
+from wcompress.quantize.trellis import Trellis, quantisers, search
+from wcompress.vae.prior import (
+    LOWEST_SCALE,
+    N_CLASSES,
+    UNITS_PER_CLASS,
+    UNITS_PER_OCTAVE,
+    WEIGHT_BITS,
+    PriorDecoder,
+    classes_of,
+)
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int32]
+
+_MAX_SYMBOL = 1 << 14
+_TRAINING_BLOCKS = 512
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Everything that is stored, at one step."""
+
+    step: float
+    scales: ScaleModel
+    tables: ClassTables
+    levels: Levels
+    symbols: Ints
+    squared_error: float
+    symbol_bits: float
+
+
+def sub_features(magnitudes: Floats, sequencing: Sequencing) -> Floats:
+    """log₂ of the mean magnitude of each sub-block, `[n_sub_blocks]`, from magnitudes in steps."""
+    size = sequencing.sub_size
+    n_sub = -(-len(magnitudes) // size)
+    padded = np.zeros(n_sub * size)
+    padded[: len(magnitudes)] = magnitudes
+    counts = np.full(n_sub, size)
+    counts[-1] = len(magnitudes) - (n_sub - 1) * size
+    features: Floats = np.log2(padded.reshape(n_sub, size).sum(1) / counts + 2.0**-8)
+    return features
+
+
+def base_scales(weights: Floats, step: float, sequencing: Sequencing) -> tuple[int, ...]:
+    """log₂ of each tensor's mean magnitude in steps, in units of 1/8 octave."""
+    bases = []
+    for start, end in zip(sequencing.starts[:-1], sequencing.starts[1:], strict=True):
+        mean = float(np.abs(weights[start:end]).mean()) / step if end > start else 0.0
+        bases.append(max(-64, min(200, round(UNITS_PER_OCTAVE * math.log2(mean + 2.0**-8)))))
+    return tuple(bases)
+
+
+def parametric_rates(machine: Trellis, limit: int) -> npt.NDArray[np.float32]:
+    """Code lengths before any table is known, float32 `[N_CLASSES, 2, 2·limit + 1]`: half Laplace, half Gauss."""
+    edges = np.arange(limit + 1) + 0.5
+    out = np.empty((N_CLASSES, 2, 2 * limit + 1))
+    for cls in range(N_CLASSES):
+        mean = 2.0 ** ((LOWEST_SCALE + cls * UNITS_PER_CLASS) / UNITS_PER_OCTAVE)
+        for quantiser in (0, 1):
+            edge = machine.spacing * edges - (0.5 if quantiser and machine.n_states > 1 else 0.0)
+            tail = 0.5 * np.exp(-edge / mean) + 0.5 * _gauss_tail(edge / mean)
+            zero = 1 - tail[0]
+            rest = np.maximum((tail[:-1] - tail[1:]) / 2, 1e-7 * 0.8 ** np.minimum(np.arange(limit), 60))
+            half = -np.log2(np.concatenate([[max(zero, 1e-7)], rest]))
+            out[cls, quantiser] = np.concatenate([half[:0:-1], half])
+    return out.astype(np.float32)
+
+
+def _gauss_tail(t: Floats) -> Floats:
+    # P(|x| > t · mean|x|) of a Gaussian.
+    return np.array([math.erfc(float(v) / math.sqrt(math.pi)) for v in t])
+
+
+def table_rates(tables: ClassTables, fallback: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Code lengths under tables, with `fallback` for classes that have none, same shape."""
+    rates = fallback.copy()
+    limit = rates.shape[2] // 2
+    k = np.arange(-limit, limit + 1, dtype=np.int32)
+    for cls, owner in enumerate(tables.owner):
+        if owner < 0:
+            continue
+        head = upper(k, int(LOW_BITS[cls]))
+        for quantiser, table in enumerate(tables.pairs[owner]):
+            bits, edge = table.bits, table.limit
+            inside = bits[np.clip(head + edge, 0, 2 * edge)]
+            # Beyond the table symbols are possible, since tables are fitted again, but dear.
+            rates[cls, quantiser] = inside + LOW_BITS[cls] + 3.0 * np.maximum(np.abs(head) - edge, 0)
+    return rates
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How hard to look.
+
+    Attributes:
+        machine: the trellis.
+        multiplier: Lagrangian of the search, in squared steps a bit.
+        shrink: how far levels move from nominal to centroid, 0 to 1.
+        use_prior: consider the VAE prior.
+        prior_steps: training steps of the prior.
+        passes: searches after the first, at one step.
+        seed: of the prior's training.
+        device: a torch device name, for the prior's training.
+    """
+
+    machine: Trellis
+    multiplier: float = 0.2
+    shrink: float = 1.0
+    use_prior: bool = True
+    prior_steps: int = 300
+    passes: int = 3
+    seed: int = 0
+    device: str = "cpu"
+
+
+class VaeEncoder:
+    """Looks for the cheapest way to store one sequence of weights at a given step.
+
+    Args:
+        weights: float64 `[n]`, already divided by their tensors' own scales.
+        sequencing: where tensors, blocks and units lie.
+        config: how hard to look.
+    """
+
+    def __init__(self, weights: Floats, sequencing: Sequencing, config: EncoderConfig) -> None:
+        self.weights = weights
+        self.sequencing = sequencing
+        self.config = config
+        self._sub_of = np.arange(len(weights)) // sequencing.sub_size
+
+    def solve(self, step: float, start: Solution | None = None) -> Solution:
+        """The best solution found at `step`.
+
+        Args:
+            step: the quantisation step.
+            start: a solution at a similar step, whose tables and prior are the first guess.
+        """
+        config = self.config
+        x = (self.weights / step).astype(np.float32)
+        bases = base_scales(self.weights, step, self.sequencing)
+        static = ScaleModel(bases, None, np.zeros((0, self.sequencing.latent_dim), np.int64))
+        scales = static
+        levels = Levels()
+        fallback = None
+        rates = None
+        if start is not None:
+            scales, levels = start.scales, start.levels
+            # Within a class's width the classes stay, and tables follow: the size then has no jumps in the step.
+            moved = UNITS_PER_CLASS * round(UNITS_PER_OCTAVE / UNITS_PER_CLASS * math.log2(start.step / step))
+            scales = replace(scales, bases=tuple(base + moved for base in scales.bases))
+        limit = self._limit(x)
+        fallback = parametric_rates(config.machine, limit)
+        rates = fallback if start is None else table_rates(start.tables, fallback)
+        solution = None
+        n_passes = config.passes + (start is None)
+        for number in range(n_passes):
+            if number == 1 and start is None and config.use_prior and len(x):
+                assert solution is not None
+                scales = self._with_prior(static, solution, rates)
+            solution = self._pass(step, x, scales, levels, rates)
+            levels = solution.levels
+            rates = table_rates(solution.tables, fallback)
+        assert solution is not None
+        return solution
+
+    def _limit(self, x: npt.NDArray[np.float32]) -> int:
+        largest = float(np.abs(x).max(initial=0.0))
+        return int(min(largest / self.config.machine.spacing + 2, _MAX_SYMBOL))
+
+    def _pass(
+        self,
+        step: float,
+        x: npt.NDArray[np.float32],
+        scales: ScaleModel,
+        levels: Levels,
+        rates: npt.NDArray[np.float32],
+    ) -> Solution:
+        machine, sequencing = self.config.machine, self.sequencing
+        classes = scales.classes(sequencing.tensor_of_sub)
+        limit = rates.shape[2] // 2
+        shift = sequencing.sub_size.bit_length() - 1
+        symbols = search(
+            x,
+            sequencing.unit_starts,
+            classes,
+            shift,
+            machine,
+            levels.array(machine, limit),
+            rates,
+            self.config.multiplier,
+        )
+        which = quantisers(symbols, sequencing.unit_starts, machine)
+        each = classes[self._sub_of]
+        tables = fit_tables(symbols, which, each)
+        levels = self._centroids(x, symbols, which)
+        error = x - levels.units(symbols, which, machine) / LEVEL_UNITS
+        bits = float(table_rates(tables, rates)[each, which, symbols + limit].sum())
+        return Solution(
+            step, scales, tables, levels, symbols, float(np.square(error, dtype=np.float64).sum()) * step**2, bits
+        )
+
+    def _centroids(self, x: npt.NDArray[np.float32], symbols: Ints, which: npt.NDArray[np.uint8]) -> Levels:
+        magnitude = np.minimum(np.abs(symbols), 3)
+        nominal = Levels().units(symbols, which, self.config.machine) / LEVEL_UNITS
+        inward = np.sign(symbols) * (nominal - x)
+        group = which.astype(np.int64) * 4 + magnitude
+        totals = np.bincount(group, weights=inward, minlength=8)
+        counts = np.bincount(group, minlength=8)
+        offsets = np.rint(self.config.shrink * LEVEL_UNITS * totals / np.maximum(counts, 1)).clip(-64, 63).astype(int)
+        rows = [tuple(int(v) for v in offsets[4 * q + 1 : 4 * q + 4]) for q in (0, 1)]
+        return Levels((rows[0], rows[1]))  # type: ignore[arg-type]
+
+    def _with_prior(self, static: ScaleModel, solution: Solution, rates: npt.NDArray[np.float32]) -> ScaleModel:
+        from wcompress.vae.prior_training import PriorConfig, train_prior
+
+        sequencing, machine = self.sequencing, self.config.machine
+        # Only the rates' shape over classes matters here; classes without a table keep the parametric ones, shifted
+        # so that both kinds agree on what the trellis saves.
+        sub_size, latent_dim = sequencing.sub_size, sequencing.latent_dim
+        n_sub = len(sequencing.tensor_of_sub)
+        which = quantisers(solution.symbols, sequencing.unit_starts, machine)
+        parametric = parametric_rates(machine, rates.shape[2] // 2)
+        limit = parametric.shape[2] // 2
+        n_train = min(sequencing.n_blocks, _TRAINING_BLOCKS)
+        rng = np.random.default_rng(self.config.seed)
+        blocks = np.sort(rng.permutation(sequencing.n_blocks)[:n_train])
+        costs = np.zeros((n_train * latent_dim, N_CLASSES), np.float32)
+        positions = (blocks[:, None] * sequencing.block_size + np.arange(sequencing.block_size)).reshape(-1)
+        inside = positions < sequencing.n_weights
+        symbols = np.where(inside, solution.symbols[np.minimum(positions, sequencing.n_weights - 1)], 0)
+        side = which[np.minimum(positions, sequencing.n_weights - 1)]
+        for cls in range(N_CLASSES):
+            bits = np.where(inside, parametric[cls, side, symbols + limit], 0.0)
+            costs[:, cls] = bits.reshape(-1, sub_size).sum(1)
+        features = np.zeros(sequencing.n_blocks * latent_dim)
+        bases = np.zeros(sequencing.n_blocks * latent_dim)
+        bases[:n_sub] = np.array(static.bases)[sequencing.tensor_of_sub]
+        features[:] = bases / UNITS_PER_OCTAVE
+        features[:n_sub] = sub_features(np.abs(self.weights) / solution.step, sequencing)
+        shape = (sequencing.n_blocks, latent_dim)
+        decoder, latents = train_prior(
+            features.reshape(shape),
+            costs.reshape(n_train, latent_dim, N_CLASSES),
+            bases.reshape(shape),
+            blocks,
+            PriorConfig(steps=self.config.prior_steps, seed=self.config.seed, device=self.config.device),
+        )
+        if n_train == sequencing.n_blocks:
+            latents = refine_latents(decoder, latents, bases.reshape(shape), costs.reshape(*shape, N_CLASSES))
+        found = ScaleModel(static.bases, decoder, latents)
+        return found if self._bits(found, blocks, costs) < self._bits(static, blocks, costs) else static
+
+    def _bits(self, scales: ScaleModel, blocks: npt.NDArray[np.intp], costs: npt.NDArray[np.float32]) -> float:
+        # Of the blocks trained on, with their share of what is stored once.
+        sequencing = self.sequencing
+        classes = np.zeros(sequencing.n_blocks * sequencing.latent_dim, np.int64)
+        each = scales.classes(sequencing.tensor_of_sub)
+        classes[: len(each)] = each
+        chosen = classes.reshape(sequencing.n_blocks, -1)[blocks].reshape(-1)
+        writer = BitWriter()
+        latent_bytes = scales.write(writer)
+        stored = writer.n_bits + 8 * len(latent_bytes)
+        return float(costs[np.arange(len(chosen)), chosen].sum()) + stored * len(blocks) / sequencing.n_blocks
+
+
+def refine_latents(
+    decoder: PriorDecoder, latents: npt.NDArray[np.int64], bases: Floats, costs: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
+    """Move each latent by one where that makes symbols and latents together smaller.
+
+    Latents nine apart do not meet in the decoder, so every ninth is tried at once.
+
+    Args:
+        decoder: the prior's decoder.
+        latents: `[n_blocks, latent_dim]`.
+        bases: base scales in units of 1/8 octave, same shape.
+        costs: bits of each sub-block under each class, `[n_blocks, latent_dim, N_CLASSES]`.
+    """
+    reach = 9
+    length = latents.shape[1]
+
+    def symbol_bits(z: npt.NDArray[np.int64]) -> Floats:
+        classes = classes_of(bases + decoder(z) / (1 << WEIGHT_BITS))
+        return np.take_along_axis(costs, classes[:, :, None], axis=2)[:, :, 0].astype(np.float64)
+
+    for _ in range(2):
+        table = fit_latent_table(latents)
+        edge = table.limit
+        lengths = np.concatenate([[30.0], table.bits, [30.0]])
+        now = symbol_bits(latents)
+        for phase in range(reach):
+            for change in (1, -1):
+                tried = latents.copy()
+                tried[:, phase::reach] += change
+                tried = np.clip(tried, -edge, edge)
+                gain = now - symbol_bits(tried) + lengths[latents + edge + 1] - lengths[tried + edge + 1]
+                # What changes at distance up to four belongs to the latent in the middle.
+                padded = np.pad(gain, ((0, 0), (4, 4)))
+                total = sum(padded[:, 4 + d : 4 + d + length] for d in range(-4, 5))
+                better = np.zeros(latents.shape, bool)
+                better[:, phase::reach] = np.asarray(total)[:, phase::reach] > 0
+                if better.any():
+                    latents = np.where(better, tried, latents)
+                    now = symbol_bits(latents)
+    return latents
+
+
+def header_bits(solution: Solution) -> int:
+    """Bits of everything but the symbols: scales, decoder, latents, tables."""
+    writer = BitWriter()
+    latent_bytes = solution.scales.write(writer)
+    solution.tables.write(writer)
+    return writer.n_bits + 8 * len(latent_bytes)

@@ -1,0 +1,263 @@
+"""Method `vae`: from tensors and a target to what is stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wcompress.archive import frame_bytes
+from wcompress.codec.fine import encode_fine
+from wcompress.codec.own_scales import OwnScales
+from wcompress.codec.vae_encoder import EncoderConfig, Solution, VaeEncoder, header_bits
+from wcompress.codec.vae_method import VaeCode
+from wcompress.codec.weights import Sequencing, choose_layout
+from wcompress.errors import TargetUnreachable
+from wcompress.quantize.trellis import trellis
+
+Floats = npt.NDArray[np.float64]
+Progress = Callable[[int, int, dict[str, float]], None]
+
+_MIN_CODED = 64
+_ROUNDS = 12
+_SMALL_MODEL_ROUNDS = 30
+_SETTLING_ROUNDS = 4
+_ROUNDS_PER_ANCHOR = 6
+_SQNR_SLACK_DB = 0.05
+_BYTES_SLACK = 0.004
+_FINE_MARGIN_DB = 12.0
+_FINE_RANGE_DB = (32.0, 60.0)
+_STATES = {1: 1, 2: 4, 3: 8, 4: 8, 5: 8, 6: 16, 7: 32, 8: 64, 9: 256}
+_SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
+_SMALL_STATES = {4: 32, 5: 64, 6: 64, 7: 128, 8: 256}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the archive has to meet; exactly one is given.
+
+    Attributes:
+        sqnr_db: at least this SQNR.
+        n_bytes: at most so many bytes for the whole archive.
+        keeps_function: prefer what keeps the network's outputs over what keeps its weights.
+    """
+
+    sqnr_db: float | None = None
+    n_bytes: int | None = None
+    keeps_function: bool = False
+
+
+def is_coded(tensor: torch.Tensor) -> bool:
+    """Whether a finite float tensor goes under the trellis; all others are kept finely."""
+    return tensor.ndim >= 2 and tensor.numel() >= _MIN_CODED
+
+
+class VaeSearch:
+    """Everything about one model that stays the same while a step is looked for.
+
+    Args:
+        coded: tensors for the trellis, by name.
+        fine: tensors to keep finely.
+        own_scales: exponents for each coded tensor.
+        block_size, latent_dim: of the prior.
+        effort: 1 to 9.
+        seed: of the prior.
+        device: to train it on.
+        keeps_function: see `Target`.
+        other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
+        progress: called as the search goes on.
+    """
+
+    def __init__(
+        self,
+        coded: Mapping[str, torch.Tensor],
+        fine: Mapping[str, torch.Tensor],
+        own_scales: OwnScales,
+        *,
+        block_size: int,
+        latent_dim: int,
+        effort: int,
+        seed: int,
+        device: str,
+        keeps_function: bool,
+        other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
+        progress: Progress | None = None,
+    ) -> None:
+        arrays = [tensor.double().numpy() for tensor in coded.values()]
+        layouts = tuple(choose_layout(array, block_size // latent_dim) for array in arrays)
+        self.sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim)
+        self.own_scales = own_scales
+        self.fine = fine
+        self._progress = progress
+        self._other_bytes = other_bytes
+        n_weights = self.sequencing.n_weights
+        self._weights = self.sequencing.flatten(arrays)
+        self._multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
+        self._signal = float(np.square(self._weights).sum())
+        states = _STATES[effort]
+        if n_weights <= _SMALL_MODEL:
+            states = _SMALL_STATES.get(effort, states)
+        config = EncoderConfig(
+            machine=trellis(states),
+            multiplier=0.12 if keeps_function else 0.22,
+            shrink=0.0 if keeps_function else 1.0,
+            use_prior=effort > 1,
+            prior_steps=150 + 50 * effort,
+            passes=1,
+            seed=seed,
+            device=device,
+        )
+        self._encoder = VaeEncoder(self._weights / self._multipliers, self.sequencing, config)
+
+    def code(self, solution: Solution) -> VaeCode:
+        """What is stored."""
+        return VaeCode(
+            self.sequencing,
+            self._encoder.config.machine,
+            solution.step,
+            self.own_scales,
+            solution.scales,
+            solution.tables,
+            solution.levels,
+            solution.symbols,
+        )
+
+    def sqnr_db(self, solution: Solution) -> float:
+        """SQNR of the coded tensors, dB."""
+        noise = float(np.square(self.code(solution).restored() - self._weights).sum())
+        return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
+
+    def fine_sqnr_db(self, sqnr_db: float) -> float:
+        """How precisely the fine tensors are kept beside coded ones of this SQNR."""
+        return min(max(sqnr_db + _FINE_MARGIN_DB, _FINE_RANGE_DB[0]), _FINE_RANGE_DB[1])
+
+    def sections(self, solution: Solution) -> dict[str, bytes]:
+        """Payloads of all the method's sections."""
+        return {
+            **self.code(solution).to_sections(),
+            "fine": encode_fine(self.fine, self.fine_sqnr_db(self.sqnr_db(solution))),
+        }
+
+    def run(self, target: Target) -> Solution:
+        """Find the step that meets a target from the safe side.
+
+        Raises:
+            TargetUnreachable: no step does.
+        """
+        if self.sequencing.n_weights == 0 or not self._signal:
+            return self._encoder.solve(1.0)
+        scale = math.sqrt(float(np.square(self._weights / self._multipliers).mean()))
+        if target.sqnr_db is not None:
+            wanted = target.sqnr_db
+            guess = scale * 10 ** (-(wanted - 5.0) / 20)
+        else:
+            assert target.n_bytes is not None
+            bits = 8 * target.n_bytes / self.sequencing.n_weights
+            guess = scale * 2.0 ** (1.3 - bits)
+        return _Bisection(self, target, guess).run(self._progress)
+
+    def measure(self, solution: Solution, target: Target) -> float:
+        """How far beyond the target a solution is: at least 0 when it is met. In dB, or in the bytes' fraction."""
+        if target.sqnr_db is not None:
+            return self.sqnr_db(solution) - target.sqnr_db
+        assert target.n_bytes is not None
+        return 1.0 - self.n_bytes(solution) / target.n_bytes
+
+    def n_bytes(self, solution: Solution) -> int:
+        """The archive's bytes; of a large model by the symbols' ideal code length, met within a few bytes a unit."""
+        sqnr_db = self.sqnr_db(solution)
+        if self.sequencing.n_weights <= _SMALL_MODEL:
+            sizes = [len(data) for data in self.sections(solution).values()]
+        else:
+            n_units = len(self.sequencing.unit_starts) - 1
+            coded = (header_bits(solution) + int(solution.symbol_bits)) // 8 + 24 * n_units + 40
+            sizes = [coded, len(encode_fine(self.fine, self.fine_sqnr_db(sqnr_db)))]
+        sizes += self._other_bytes(solution, sqnr_db)
+        return sum(sizes) + frame_bytes(sizes)
+
+    def solve(self, step: float, start: Solution | None) -> Solution:
+        """A solution at `step`."""
+        return self._encoder.solve(step, start)
+
+
+class _Bisection:
+    """Looks for the largest step that meets the target.
+
+    First a few rounds, each from the one before, in which tables and prior settle near the target. Then, always from
+    the last of these, so that the margin depends on the step alone, secants on a logarithmic scale within a bracket.
+    """
+
+    def __init__(self, search: VaeSearch, target: Target, guess: float) -> None:
+        self.search = search
+        self.target = target
+        self.guess = math.log2(guess)
+        self.n_rounds = _SMALL_MODEL_ROUNDS if search.sequencing.n_weights <= _SMALL_MODEL else _ROUNDS
+        self.by_sqnr = target.sqnr_db is not None
+        self.slack = _SQNR_SLACK_DB if self.by_sqnr else _BYTES_SLACK
+        # How the margin goes with log2 of the step, at first: 6 dB an octave, or a bit a weight.
+        self.slope = -6.02 if self.by_sqnr else 0.35
+
+    def run(self, progress: Progress | None) -> Solution:
+        best: tuple[float, Solution] | None = None
+        nearest: tuple[float, Solution] | None = None
+        at, anchor = self.guess, None
+        points: list[tuple[float, float]] = []
+        for number in range(self.n_rounds):
+            settling = number < _SETTLING_ROUNDS
+            solution = self.search.solve(2.0**at, anchor)
+            margin = self.search.measure(solution, self.target)
+            if progress is not None:
+                progress(number + 1, self.n_rounds, {"margin": margin})
+            if margin >= 0 and (best is None or margin < best[0]):
+                best = (margin, solution)
+            if nearest is None or abs(margin) < nearest[0]:
+                nearest = (abs(margin), solution)
+            if settling:
+                anchor = solution
+                points = points[-1:]
+            elif (number - _SETTLING_ROUNDS) % _ROUNDS_PER_ANCHOR == _ROUNDS_PER_ANCHOR - 1:
+                # Classes change in jumps as the step goes away from the anchor's: start again from nearby.
+                anchor, points = nearest[1], []
+                at = math.log2(anchor.step)
+                continue
+            elif 0 <= margin <= self.slack:
+                break
+            points.append((at, margin))
+            at = self._next(points, settling)
+        if progress is not None:
+            progress(self.n_rounds, self.n_rounds, {} if best is None else {"margin": best[0]})
+        if best is None:
+            raise TargetUnreachable(self._nearest(points))
+        return best[1]
+
+    def _next(self, points: list[tuple[float, float]], settling: bool) -> float:
+        at, margin = points[-1]
+        slope = self.slope
+        if len(points) > 1 and abs(at - points[-2][0]) > 1e-4:
+            found = (margin - points[-2][1]) / (at - points[-2][0])
+            if 0.2 < found / slope < 5:
+                slope = found
+        proposed = at + max(-3.0, min(3.0, (0.4 * self.slack - margin) / slope))
+        if settling:
+            return proposed
+        # Between the best step that meets the target and the nearest beyond it that does not. The margin is not quite
+        # monotonic, so others may lie on the wrong side.
+        sign = 1 if self.by_sqnr else -1
+        good = max((sign * p for p, m in points if m >= 0), default=-math.inf)
+        bad = min((sign * p for p, m in points if m < 0 and sign * p > good), default=math.inf)
+        if not good < sign * proposed < bad and math.isfinite(good + bad):
+            proposed = sign * (good + bad) / 2
+        return proposed
+
+    def _nearest(self, points: list[tuple[float, float]]) -> str:
+        margin = max(margin for _, margin in points)
+        if self.by_sqnr:
+            assert self.target.sqnr_db is not None
+            return f"an SQNR of {self.target.sqnr_db} dB: {self.target.sqnr_db + margin:.2f} dB is the nearest"
+        assert self.target.n_bytes is not None
+        n_bytes = round((1 - margin) * self.target.n_bytes)
+        return f"{self.target.n_bytes} bytes: {n_bytes} is the nearest; ask for more"

@@ -1,0 +1,113 @@
+"""Coded tensors ↔ one sequence of weights: layout of each tensor, blocks, sub-blocks, units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from wcompress.codec.symbols import UNIT_BLOCKS
+
+Floats = npt.NDArray[np.float64]
+
+LAYOUTS = ("rows", "columns", "positions")
+"""Literal, append-only: dimensions as they are; the first two exchanged; all but the first two in front."""
+
+
+def permutation(layout: str, n_dims: int) -> tuple[int, ...]:
+    """The order of dimensions in which a tensor of two or more dimensions is flattened."""
+    if layout == "columns":
+        return (1, 0, *range(2, n_dims))
+    if layout == "positions":
+        return (*range(2, n_dims), 0, 1)
+    return tuple(range(n_dims))
+
+
+@dataclass(frozen=True)
+class Sequencing:
+    """How tensors lie in the sequence.
+
+    Attributes:
+        shapes: of the tensors, in order.
+        layouts: of each, one of `LAYOUTS`.
+        block_size: weights in a block.
+        latent_dim: sub-blocks in a block; divides `block_size`.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    layouts: tuple[str, ...]
+    block_size: int
+    latent_dim: int
+
+    @property
+    def sub_size(self) -> int:
+        """Weights in a sub-block."""
+        return self.block_size // self.latent_dim
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where each tensor begins, and where the last ends: `[n_tensors + 1]`."""
+        return np.cumsum([0, *(math.prod(shape) for shape in self.shapes)])
+
+    @property
+    def n_weights(self) -> int:
+        """Weights in all tensors."""
+        return int(self.starts[-1])
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks, the last perhaps not full."""
+        return -(-self.n_weights // self.block_size)
+
+    @cached_property
+    def unit_starts(self) -> npt.NDArray[np.int64]:
+        """Where each coded unit begins, and where the last ends."""
+        size = UNIT_BLOCKS * self.block_size
+        return np.append(np.arange(0, self.n_weights, size), self.n_weights).astype(np.int64)
+
+    @cached_property
+    def tensor_of_sub(self) -> npt.NDArray[np.intp]:
+        """The tensor in which each sub-block begins: `[n_sub_blocks]`."""
+        first = np.arange(0, self.n_weights, self.sub_size)
+        return np.searchsorted(self.starts, first, side="right") - 1
+
+    def flatten(self, arrays: Sequence[Floats]) -> Floats:
+        """Tensors → weights `[n_weights]`."""
+        if not arrays:
+            return np.zeros(0)
+        return np.concatenate([self.flatten_one(index, array) for index, array in enumerate(arrays)])
+
+    def flatten_one(self, index: int, array: Floats) -> Floats:
+        """Tensor `index` → its weights in the order of the sequence."""
+        return array.transpose(permutation(self.layouts[index], array.ndim)).reshape(-1)
+
+    def unflatten(self, index: int, weights: Floats) -> Floats:
+        """The weights of tensor `index` → the tensor."""
+        shape, order = self.shapes[index], permutation(self.layouts[index], len(self.shapes[index]))
+        moved = weights.reshape([shape[axis] for axis in order])
+        return moved.transpose(np.argsort(order))
+
+
+def choose_layout(array: Floats, sub_size: int) -> str:
+    """The layout under which sub-blocks' scales differ most, which is what a scale prior can use.
+
+    Under a scale s, coding a weight takes log₂ s bits more or less; so the mean of log₂ over sub-blocks of their mean
+    magnitude is, but for a constant, the size in bits if every scale were known for nothing.
+    """
+    size = array.size
+    n_sub = size // sub_size
+    if n_sub < 4:
+        return "rows"
+    candidates = LAYOUTS if array.ndim > 2 and math.prod(array.shape[2:]) > 1 else LAYOUTS[:2]
+    floor = 1e-3 * float(np.abs(array).mean()) + 1e-300
+
+    def score(layout: str) -> float:
+        flat = np.abs(array.transpose(permutation(layout, array.ndim)).reshape(-1)[: n_sub * sub_size])
+        return float(np.log2(flat.reshape(n_sub, sub_size).mean(axis=1) + floor).mean())
+
+    # A little in favour of rows, so that noise alone turns nothing around.
+    return min(candidates, key=lambda layout: score(layout) - (0.002 if layout == "rows" else 0.0))
