@@ -135,18 +135,17 @@ def _vae(
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     if budget is not None:
         target = Target(n_bytes=max(1, budget))
-    keeps_function = options.sqnr is None
+    # An SQNR is met at the least cost by one step for all; what a network computes, by steps that follow its norms.
     plain = OwnScales(tuple((0,) for _ in coded))
     search = VaeSearch(
         coded,
         tensors["fine"],
-        own_scales(checkpoint.tensors, coded) if keeps_function else plain,
+        own_scales(checkpoint.tensors, coded) if options.sqnr is None else plain,
         block_size=options.block_size,
         latent_dim=options.latent_dim,
         effort=options.effort,
         seed=options.seed,
         device=device,
-        keeps_function=keeps_function,
         other_bytes=other_bytes,
         progress=progress,
     )

@@ -110,7 +110,6 @@ class EncoderConfig:
     Attributes:
         machine: the trellis.
         multiplier: Lagrangian of the search, in squared steps a bit.
-        shrink: how far levels move from nominal to centroid, 0 to 1.
         use_prior: consider the VAE prior.
         prior_steps: training steps of the prior.
         passes: searches after the first, at one step.
@@ -119,8 +118,7 @@ class EncoderConfig:
     """
 
     machine: Trellis
-    multiplier: float = 0.2
-    shrink: float = 1.0
+    multiplier: float = 0.22
     use_prior: bool = True
     prior_steps: int = 300
     passes: int = 3
@@ -221,7 +219,7 @@ class VaeEncoder:
         group = which.astype(np.int64) * 4 + magnitude
         totals = np.bincount(group, weights=inward, minlength=8)
         counts = np.bincount(group, minlength=8)
-        offsets = np.rint(self.config.shrink * LEVEL_UNITS * totals / np.maximum(counts, 1)).clip(-64, 63).astype(int)
+        offsets = np.rint(LEVEL_UNITS * totals / np.maximum(counts, 1)).clip(-64, 63).astype(int)
         rows = [tuple(int(v) for v in offsets[4 * q + 1 : 4 * q + 4]) for q in (0, 1)]
         return Levels((rows[0], rows[1]))  # type: ignore[arg-type]
 

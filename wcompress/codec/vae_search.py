@@ -43,12 +43,10 @@ class Target:
     Attributes:
         sqnr_db: at least this SQNR.
         n_bytes: at most so many bytes for the whole archive.
-        keeps_function: prefer what keeps the network's outputs over what keeps its weights.
     """
 
     sqnr_db: float | None = None
     n_bytes: int | None = None
-    keeps_function: bool = False
 
 
 def is_coded(tensor: torch.Tensor) -> bool:
@@ -67,7 +65,6 @@ class VaeSearch:
         effort: 1 to 9.
         seed: of the prior.
         device: to train it on.
-        keeps_function: see `Target`.
         other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
         progress: called as the search goes on.
     """
@@ -83,7 +80,6 @@ class VaeSearch:
         effort: int,
         seed: int,
         device: str,
-        keeps_function: bool,
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         progress: Progress | None = None,
     ) -> None:
@@ -103,8 +99,6 @@ class VaeSearch:
             states = _SMALL_STATES.get(effort, states)
         config = EncoderConfig(
             machine=trellis(states),
-            multiplier=0.12 if keeps_function else 0.22,
-            shrink=0.0 if keeps_function else 1.0,
             use_prior=effort > 1,
             prior_steps=150 + 50 * effort,
             passes=1,
