@@ -269,3 +269,70 @@ def test_a_closed_pipe_and_a_full_disk_are_quiet(archive: Path) -> None:
 
 def test_progress_only_on_a_terminal(cli: Run, checkpoint: Path) -> None:
     assert cli("pack", checkpoint, *FAST, "-f")[2].count("\n") <= 1  # at most the note that the archive is larger
+
+
+def test_a_shard_is_kept_as_the_source_is(cli: Run, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(8, 8)}, tmp_path / "model-1.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": "model-1.safetensors"}}))
+    before = (tmp_path / "model-1.safetensors").read_bytes()
+    code, _, err = cli("pack", index, "-o", "model-1.safetensors", "-f", *FAST)
+    assert code == 2
+    assert one_line(err)
+    assert (tmp_path / "model-1.safetensors").read_bytes() == before
+    assert cli("pack", index, "-o", "m.wcz", *FAST)[0] == 0
+
+
+def test_numbers_beyond_all_bounds_are_usage_errors(cli: Run, checkpoint: Path) -> None:
+    for option, value in (("--threads", "100000"), ("--threads", "9" * 20), ("--seed", "9" * 25)):
+        code, _, err = cli("pack", checkpoint, option, value)
+        assert code == 2
+        assert one_line(err)
+    for place in (".", ""):
+        code, _, err = cli("unpack", place)
+        assert code == 2
+        assert one_line(err)
+
+
+def test_no_arguments_show_the_help(cli: Run) -> None:
+    code, out, err = cli()
+    assert code == 2
+    assert (out + err).count("\n") > 10
+
+
+def test_a_task_that_prints_leaves_json_alone(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(
+        "import torch\n"
+        "class Task:\n"
+        "    n_examples = 1\n"
+        "    def build(self): return torch.nn.Linear(4, 4)\n"
+        "    def calibration(self): return []\n"
+        "    def validate(self, model): return 50.0\n"
+        "    def evaluate(self, model): print('hello'); return 50.0\n"
+        "task = Task\n"
+    )
+    torch.save(torch.nn.Linear(4, 4).state_dict(), "m.pt")
+    code, out, err = cli("eval", "m.pt", "--task", "loud.py", "--json")
+    assert code == 0, err
+    assert json.loads(out)["score"] == 50.0
+    assert "hello" in err
+
+
+def test_names_that_are_no_text_and_names_that_are_markup(cli: Run, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff.pt")
+    torch.save({"w[v2]": torch.ones(8, 8), "red\x1b[31m": torch.ones(3)}, tmp_path / odd)
+    assert cli("pack", tmp_path / odd, "-o", "m.wcz", *FAST)[0] == 0
+    code, out, _ = cli("inspect", "m.wcz")
+    assert code == 0
+    assert "w[v2]" in out
+    assert "\x1b" not in out
+
+
+def test_closed_and_narrow_streams(archive: Path) -> None:
+    command = f"{sys.executable} -m wcompress inspect {archive}"
+    for line in (f"{command} >&-", f"PYTHONIOENCODING=ascii {command}", f"COLUMNS=20 {command}"):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert "internal error" not in done.stderr
+        assert "Traceback" not in done.stderr

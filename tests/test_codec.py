@@ -214,6 +214,13 @@ def test_other_weights_under_right_checksums_are_noticed(archive: Path) -> None:
         {"method": "paper", "tensors": [], "sqnr": "loud"},
         {"method": "paper", "tensors": [], "metadata": {"a": 1}},
         {"method": "paper", "tensors": [], "padding": -1},
+        {"method": "paper", "tensors": [[]]},
+        {"method": "paper", "tensors": [["x"]]},
+        {"method": "paper", "tensors": [], "sqnr": 10**400},
+        {"method": "paper", "tensors": [["\ud800", "float32", [2]]]},
+        {"method": "paper", "tensors": [["a", "int32", [2]]]},
+        {"method": "paper", "tensors": [["a", "float32", [2**40, 2**40, 0]]]},
+        {"method": "paper", "tensors": [["a", "float32", [1] * 65]]},
     ],
 )
 def test_hostile_manifests(archive: Path, document: object) -> None:
@@ -267,7 +274,9 @@ def test_verify_against_the_model_and_others(archive: Path, tensors: dict[str, t
     assert result.sqnr_db == pytest.approx(wcompress.inspect(archive).sqnr_db, abs=1e-3)
     other = {name: tensor.clone() for name, tensor in tensors.items()}
     other["embedding.weight"] = other["embedding.weight"] + 1
-    assert "another model" in wcompress.verify(archive, other).errors[0]
+    errors = wcompress.verify(archive, other).errors
+    assert "'embedding.weight' was made from other values" in errors[0]
+    assert "another model" in errors[-1]
     del other["mask"]
     other["new"] = torch.ones(1)
     other["scalar"] = torch.ones(2)
@@ -391,3 +400,23 @@ def test_small_weights_survive_beside_huge_statistics(tmp_path: Path) -> None:
     wcompress.pack(model, tmp_path / "m.wcz", SMALL, effort=3, latent_dim=8)
     error = wcompress.load(tmp_path / "m.wcz")["w"] - weight
     assert error.square().mean() < 0.1 * weight.square().mean()
+
+
+@pytest.mark.parametrize("method", ["paper", "vae"])
+def test_verify_looks_at_every_tensor(tmp_path: Path, method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = {"w": torch.randn(20, 10, generator=generator), "b": torch.randn(10, generator=generator)}
+    wcompress.pack(model, tmp_path / "m.wcz", SMALL, method=method, effort=2)
+    assert wcompress.verify(tmp_path / "m.wcz", model).ok
+    for other in (torch.full((10,), 9.0), -model["b"], torch.arange(10.0)):
+        errors = wcompress.verify(tmp_path / "m.wcz", {**model, "b": other}).errors
+        assert len(errors) == 1, other
+        assert "'b'" in errors[0]
+
+
+@pytest.mark.parametrize("method", ["paper", "vae"])
+def test_float64_beyond_all_squares(tmp_path: Path, method: str) -> None:
+    model = {"d": torch.tensor([[1.7976931348623157e308, -1.7e308]] * 40, dtype=torch.float64)}
+    result = wcompress.pack(model, tmp_path / "m.wcz", method=method, effort=1)
+    json.dumps(result.to_json(), allow_nan=False)
+    assert same_bits(wcompress.load(tmp_path / "m.wcz")["d"], model["d"])

@@ -56,7 +56,7 @@ def test_everything_is_restored(vae_archive: Path, tensors: dict[str, torch.Tens
             assert same_bits(opened.get_tensor(name), restored[name]), name
 
 
-@pytest.mark.parametrize("effort", [1, 3, 9])
+@pytest.mark.parametrize("effort", [1, 7])
 def test_targets_are_met_from_the_safe_side(tmp_path: Path, effort: int) -> None:
     model = {
         "a": striped(),

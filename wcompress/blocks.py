@@ -6,6 +6,8 @@ one sequence, cut into pieces of 2048, the last one filled with zeros and the pa
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +39,12 @@ class BlockLayout:
         if self.block_size < 1:
             raise OptionError(f"block size {self.block_size}: must be at least 1")
 
-    @property
+    @functools.cached_property
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        ends = itertools.accumulate(self.lengths, initial=0)
+        return dict(zip(self.names, itertools.pairwise(ends), strict=True))
+
+    @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
         """Parameters in each tensor."""
         return tuple(math.prod(shape) for shape in self.shapes)
@@ -59,9 +66,7 @@ class BlockLayout:
 
     def span(self, name: str) -> tuple[int, int]:
         """First and one-past-last position of a tensor in the flat sequence."""
-        index = self.names.index(name)
-        start = sum(self.lengths[:index])
-        return start, start + self.lengths[index]
+        return self._spans[name]
 
 
 def to_blocks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -41,7 +42,8 @@ def torch_threads(threads: int | None) -> Iterator[None]:
     """Let torch use so many CPU threads within the block; None changes nothing."""
     before = torch.get_num_threads()
     if threads is not None:
-        torch.set_num_threads(threads)
+        # torch takes any number, and dies of too many.
+        torch.set_num_threads(min(threads, max(before, 4 * (os.cpu_count() or 1))))
     try:
         yield
     finally:

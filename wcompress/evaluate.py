@@ -65,7 +65,7 @@ def build_model(task: Task, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     model = task.build()
     try:
         model.load_state_dict(dict(tensors))
-    except RuntimeError as error:
+    except Exception as error:
         detail = " ".join(str(error).split())
         detail = detail.split(":", 1)[-1].strip()
         raise TaskError(

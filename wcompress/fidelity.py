@@ -64,4 +64,6 @@ def compare(original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.T
             signal += float(w.square().sum())
             noise += float(error.square().sum())
     measurable = math.isfinite(signal) and math.isfinite(noise) and signal > 0 and noise > 0
+    if max_abs_error is not None and not math.isfinite(max_abs_error):
+        max_abs_error = None
     return ErrorFigures(10 * math.log10(signal / noise) if measurable else None, max_abs_error, lossless)

@@ -60,6 +60,7 @@ class Checkpoint:
         source: The file's name without folders; empty for a mapping.
         left_out: Names of what was there and not taken, such as `optimizer_states` or `epoch`.
         metadata: The text in a safetensors header; else empty.
+        shards: The files that an index names.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -67,6 +68,7 @@ class Checkpoint:
     source: str
     left_out: tuple[str, ...]
     metadata: dict[str, str]
+    shards: tuple[Path, ...] = ()
 
     @property
     def n_params(self) -> int:
@@ -87,6 +89,7 @@ class _Content:
     left_out: list[str]
     metadata: dict[str, str]
     size_bytes: int
+    shards: tuple[Path, ...] = ()
 
 
 def read_checkpoint(
@@ -124,7 +127,12 @@ def read_checkpoint(
     path = Path(os.fsdecode(source))
     kind = recognise(path)
     content = _read_shards(path, key) if kind is Kind.SHARD_INDEX else _read_file(path, kind, key)
-    return _checkpoint(content, path.name, shown(path), limit_bytes=_limit_bytes(content.size_bytes))
+    return _checkpoint(
+        content,
+        os.fsencode(path.name).decode("utf-8", "replace"),
+        shown(path),
+        limit_bytes=_limit_bytes(content.size_bytes),
+    )
 
 
 def _limit_bytes(size_bytes: int) -> int:
@@ -151,7 +159,7 @@ def _checkpoint(content: _Content, source: str, where: str, *, limit_bytes: int 
         tensors[name] = plain(name, tensor, where)
         if memory is not None:
             first_name[memory] = name
-    return Checkpoint(tensors, ties, source, tuple(content.left_out), content.metadata)
+    return Checkpoint(tensors, ties, source, tuple(content.left_out), content.metadata, content.shards)
 
 
 def _read_file(path: Path, kind: Kind, key: str | None) -> _Content:
@@ -252,7 +260,7 @@ def _read_shards(path: Path, key: str | None) -> _Content:
     shards = list(dict.fromkeys(shard_of.values()))
     _check_shard_names(shards, where)
     held: dict[str, dict[str, torch.Tensor]] = {}
-    content = _Content({}, [], {}, path.stat().st_size)
+    content = _Content({}, [], {}, path.stat().st_size, tuple(path.with_name(shard) for shard in shards))
     for shard in shards:
         shard_path = path.with_name(shard)
         if not shard_path.is_file():

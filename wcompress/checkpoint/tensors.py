@@ -105,6 +105,8 @@ def _obstacle(tensor: torch.Tensor) -> str | None:
     if tensor.layout is not torch.strided:
         layout = str(tensor.layout).removeprefix("torch.")
         return f"is sparse ({layout}): save tensor.to_dense() instead"
+    if tensor.ndim > 64:
+        return f"has {tensor.ndim} dimensions: save it with at most 64"
     if tensor.is_quantized:
         return f"is quantised ({dtype_name(tensor.dtype)}): save tensor.dequantize(), or the float model"
     # A subclass with its own dispatch (DTensor, fake and packed tensors) keeps its data elsewhere, so its

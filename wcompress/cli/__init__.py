@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -27,6 +29,7 @@ _COMMANDS = {
 }
 
 _INTERRUPTED = 130
+_OUT_OF_MEMORY = "out of memory; close other programs or use a machine with more"
 _INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -63,6 +66,11 @@ def main() -> None:
     # runs on the same cores; not at all would make it slower on idle ones. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _terminate)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # its descriptor is closed
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the life of the process
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -81,6 +89,9 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "wcompress"
         return _fail(f"{' '.join(error.format_message().split())} (see {command} --help)", error.exit_code)
@@ -102,8 +113,10 @@ def run(arguments: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}", 2)
     except MemoryError:
-        return _fail("out of memory; close other programs or use a machine with more", 1)
+        return _fail(_OUT_OF_MEMORY, 1)
     except Exception as error:
+        if "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
+            return _fail(_OUT_OF_MEMORY, 1)
         if verbose:
             raise
         return _fail(

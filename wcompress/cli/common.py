@@ -73,6 +73,7 @@ class Output:
             yield lambda _done, _total, _figures: None
             return
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         columns = [
@@ -83,7 +84,7 @@ class Output:
             TextColumn("{task.fields[figures]}"),
         ]
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            row = bar.add_task(description, total=None, figures="")
+            row = bar.add_task(escape(description), total=None, figures="")
 
             def update(done: int, total: int, figures: dict[str, float]) -> None:
                 text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -177,7 +178,9 @@ def compute_options() -> list[Callable[[Command], Command]]:
     """--effort, --seed, --device, --threads."""
     return [
         click.option("--effort", type=click.IntRange(1, 9), default=5, show_default=True, help="1 fast, 9 small."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random."
+        ),
         click.option(
             "--device",
             type=click.Choice(["auto", "cpu", "cuda"]),
@@ -185,7 +188,7 @@ def compute_options() -> list[Callable[[Command], Command]]:
             show_default=True,
             help="To train on.",
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all; 1 of 2]"),
+        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all; 1 of 2]"),
     ]
 
 
@@ -216,5 +219,5 @@ def times(value: float | None) -> str:
 
 
 def decibels(value: float | None) -> str:
-    """`31.80 dB`, or that nothing differs."""
-    return "no difference" if value is None else f"{value:.2f} dB"
+    """`31.80 dB`, or a dash where there is none."""
+    return "–" if value is None else f"{value:.2f} dB"

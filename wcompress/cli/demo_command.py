@@ -28,7 +28,7 @@ _EPILOG = """Examples:
 @click.command("demo", epilog=_EPILOG)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep what is made.  [default: none]")
 @click.option("--effort", type=click.IntRange(1, 9), default=3, show_default=True, help="1 fast, 9 small.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads.")
 @common_options
 def command(out: Output, output: Path | None, effort: int, threads: int) -> None:
     """Train four small networks on embedded data, pack them, restore them, and score both.

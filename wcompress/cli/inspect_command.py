@@ -24,11 +24,12 @@ def command(out: Output, archive: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from wcompress.checkpoint.messages import shown
     from wcompress.codec.reading import inspect
 
     result = inspect(archive)
     rows = [
-        ("made from", result.source or "a dict of tensors"),
+        ("made from", shown(result.source) or "a dict of tensors"),
         ("method", f"{result.method} (format version {result.version})"),
         ("parameters", f"{result.n_params:,} in {result.n_tensors} tensors, padding {result.padding:,}"),
         ("original", n_bytes(result.original_bytes)),
@@ -41,7 +42,9 @@ def command(out: Output, archive: Path) -> None:
     sections = Table("section", "bytes", "share", title="Where the bytes go", title_justify="left")
     for name, size in result.sections.items():
         sections.add_row(name, f"{size:,}", f"{100 * size / result.archive_bytes:.1f} %")
-    tensors = Table("tensor", "dtype", "shape", "kept", title="Tensors", title_justify="left")
+    tensors = Table(title="Tensors", title_justify="left")
+    for heading in ("tensor", "dtype", "shape", "kept"):
+        tensors.add_column(heading, overflow="fold")
     for row in result.tensors:
-        tensors.add_row(escape(row.name), row.dtype, "×".join(map(str, row.shape)) or "scalar", row.kind)
+        tensors.add_row(escape(shown(row.name)), row.dtype, "×".join(map(str, row.shape)) or "scalar", row.kind)
     out.result(result.to_json(), figures_table(result.archive, rows), sections, tensors)

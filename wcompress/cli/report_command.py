@@ -47,10 +47,11 @@ def command(
     options = PackOptions(hidden=parse_sizes(hidden), effort=effort, seed=seed, device=device, threads=threads, key=key)
     with out.stages() as progress:
         made = report(model, task, output, options=options, data_dir=data_dir, force=out.force, progress=progress)
+    from rich.markup import escape
     from rich.table import Table
 
     document = made.to_json()
-    table = Table("", "ratio, every byte", "latent ratio, the paper's", "score", title=f"{model.name}, {task}")
+    table = Table("", "ratio, every byte", "latent ratio, the paper's", "score", title=escape(f"{model.name}, {task}"))
     table.add_row("original", "1.00x", "–", f"{document['score_before']:.2f} %")
     for point in document["points"]:
         table.add_row(

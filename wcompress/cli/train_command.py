@@ -20,7 +20,7 @@ _EPILOG = """Examples:
 @click.command("train", epilog=_EPILOG)
 @click.argument("task", metavar="TASK")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The checkpoint to write.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data.  [default: the baseline's own]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
 @data_dir_option

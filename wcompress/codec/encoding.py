@@ -11,7 +11,7 @@ import torch
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.lossless import encode_lossless
-from wcompress.codec.manifest import Manifest, TensorEntry
+from wcompress.codec.manifest import CODED_DTYPES, Manifest, TensorEntry
 from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.own_scales_rule import own_scales
@@ -29,17 +29,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 DEFAULT_SQNR_DB = 22.0
 """Where nothing is asked for; see docs/decisions/0004."""
 
-_FLOAT_DTYPES = {
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2,
-    torch.float8_e5m2fnuz,
-}
-_SMALLEST = 1e-100
+_LARGEST = 1e100
 _EPOCHS_PER_EFFORT = 100  # effort 5, the default, is the paper's limit of 500
 
 
@@ -170,13 +160,13 @@ def _entries(checkpoint: Checkpoint, method: str) -> tuple[TensorEntry, ...]:
 
 
 def _kind(tensor: torch.Tensor, method: str) -> str:
-    if tensor.dtype not in _FLOAT_DTYPES:
+    if str(tensor.dtype).removeprefix("torch.") not in CODED_DTYPES:
         return "raw"
     if method == "lossless":
         return "coded"
     if not is_finite(tensor):
         return "raw"
     largest = float(tensor.double().abs().max()) if tensor.numel() else 0.0
-    if method == "vae" and largest and not _SMALLEST < largest < 1 / _SMALLEST:
+    if largest > _LARGEST or (method == "vae" and 0 < largest < 1 / _LARGEST):
         return "raw"  # squares of such float64 numbers do not exist
     return "coded" if method == "paper" or is_coded(tensor) else "fine"

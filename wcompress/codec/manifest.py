@@ -16,6 +16,20 @@ METHODS = ("paper", "vae", "lossless")
 METHOD_VERSIONS = {"paper": 1, "vae": 2, "lossless": 2}
 """The format version that introduced each method as it is written now."""
 
+CODED_DTYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+)
+"""Dtypes whose tensors may be coded or fine; all others are raw."""
+
+_MAX_DIMS = 64  # as torch has it
+
 KINDS = ("coded", "raw", "fine", "tie")
 
 
@@ -109,7 +123,15 @@ class Manifest:
             if not unpacker.eof or unpacker.unused_data:
                 raise ValueError("the deflate stream does not end where the section does")
             return cls._from_document(json.loads(text.decode()))
-        except (zlib.error, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        except (
+            zlib.error,
+            ValueError,
+            LookupError,
+            TypeError,
+            ArithmeticError,
+            RecursionError,
+            AttributeError,
+        ) as error:
             raise ArchiveError(f"manifest: cannot be read ({error}); the archive is damaged") from error
 
     @classmethod
@@ -139,15 +161,18 @@ class Manifest:
 
 def _entry(row: list[Any], earlier: list[TensorEntry]) -> TensorEntry:
     name = _expect(row[0], str)
+    name.encode()  # a lone surrogate is no text
     if len(row) == 2:
         index = _expect(row[1], int)
         if not 0 <= index < len(earlier) or earlier[index].kind == "tie":
             raise ValueError(f"tensor {name!r} is tied to entry {index}, which does not precede it")
         return TensorEntry(name, earlier[index].dtype, earlier[index].shape, "tie", index)
     shape = tuple(_expect(size, int) for size in row[2])
-    if any(size < 0 for size in shape) or math.prod(shape) >= 2**62:
+    if min(shape, default=0) < 0 or len(shape) > _MAX_DIMS or math.prod(max(size, 1) for size in shape) >= 2**62:
         raise ValueError(f"tensor {name!r} has the impossible shape {shape}")
     kind = row[3] if len(row) > 3 else "coded"
+    if kind in ("coded", "fine") and row[1] not in CODED_DTYPES:
+        raise ValueError(f"tensor {name!r} of dtype {row[1]!r} cannot be {kind}")
     if len(row) > 4 or kind not in ("coded", "raw", "fine"):
         raise ValueError(f"tensor {name!r} has the unknown kind {kind!r}, update wcompress")
     return TensorEntry(name, _expect(row[1], str), shape, kind)

@@ -59,7 +59,7 @@ class PackOptions:
             (1 <= self.effort <= 9, "effort", "from 1 to 9"),
             (0 <= self.seed < 1 << 63, "seed", "from 0 to 2^63 − 1"),
             (self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}"),
-            (self.threads is None or self.threads >= 1, "threads", "at least 1"),
+            (self.threads is None or 1 <= self.threads <= 1024, "threads", "from 1 to 1024"),
         ]
         for holds, name, expected in checks:
             if not holds:

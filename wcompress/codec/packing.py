@@ -66,6 +66,9 @@ def pack_and_restore(
     if not options.dry_run:
         check_output(output, force=options.force, source=source_path)
     checkpoint = read_checkpoint(source, key=options.key)
+    if not options.dry_run:
+        for shard in checkpoint.shards:
+            check_output(output, force=options.force, source=shard)
     with torch_threads(options.threads or default_threads()):
         encoded = _encode(checkpoint, options, device, progress)
     with contextlib.ExitStack() as stack:

@@ -80,9 +80,9 @@ def unpack(
     start = time.perf_counter()
     if format is None:
         format = "pt" if output is not None and Path(output).suffix in _PT_SUFFIXES else "safetensors"
-    if output is None:
-        output = default_output(archive, format)
     with Archive(archive) as opened:
+        if output is None:
+            output = default_output(archive, format)
         check_output(output, force=force, source=archive)
         summary = opened.inspect()
         tensors = opened.load(None if only is None else _matching(opened.keys(), only))

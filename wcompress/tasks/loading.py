@@ -15,7 +15,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,7 +84,8 @@ class _Origin:
         entry = str(self.folder)
         sys.path.insert(0, entry)
         try:
-            yield
+            with redirect_stdout(sys.stderr):  # standard output is for results
+                yield
         except WCompressError:
             raise
         except (Exception, SystemExit) as error:
