@@ -336,7 +336,9 @@ def interpolate_bytes(points: Sequence[tuple[float, float]], x: float) -> float 
     for (x0, b0), (x1, b1) in itertools.pairwise(front):
         if x0 <= x <= x1:
             return math.exp(math.log(b0) + (math.log(b1) - math.log(b0)) * (x - x0) / (x1 - x0))
-    return front[0][1] if front and front[0][0] == x else None
+    if front and min(quality for quality, _ in points) <= x <= front[0][0]:
+        return front[0][1]
+    return None
 
 
 def _encode(name: str, tensors: dict[str, torch.Tensor]) -> bytes:
