@@ -198,26 +198,26 @@ def nncodec_curve(codec: NNCodec, tensors: Arrays, qps: Iterable[int], **args: A
     return [codec.encode_decode(tensors, qp=qp, **args) for qp in qps]
 
 
-def best_curve(
+def best_curves(
     codec: NNCodec,
     tensors: Arrays,
     qps: Iterable[int],
     settings: Iterable[Mapping[str, Any]] = SQNR_SETTINGS,
-    relative_error: float = 0.01,
-) -> list[PeerPoint]:
-    """All points of several settings, to be given to `interpolate_bytes`, which lets the best of them count.
+    relative_error: float | None = 0.01,
+) -> list[list[PeerPoint]]:
+    """A curve for each of several settings; `least_bytes` lets the best of them count.
 
     Args:
         codec, tensors, qps: see `nncodec_curve`.
         settings: `SQNR_SETTINGS` or `ACCURACY_SETTINGS`.
-        relative_error: see `small_tensor_qps`.
+        relative_error: see `small_tensor_qps`; None for NNCodec's default step there.
     """
     qps = list(qps)
-    points: list[PeerPoint] = []
+    curves: list[list[PeerPoint]] = []
     for args in settings:
-        small = small_tensor_qps(codec, tensors, relative_error, **args)
-        points += nncodec_curve(codec, tensors, qps, **args, qp_per_tensor=small)
-    return points
+        small = None if relative_error is None else small_tensor_qps(codec, tensors, relative_error, **args)
+        curves.append(nncodec_curve(codec, tensors, qps, **args, qp_per_tensor=small))
+    return curves
 
 
 def usual_qps(tensors: Arrays, finest: float = 0.15, coarsest: float = 2.5, qp_density: int = 2) -> range:
@@ -339,6 +339,15 @@ def interpolate_bytes(points: Sequence[tuple[float, float]], x: float) -> float 
     if front and min(quality for quality, _ in points) <= x <= front[0][0]:
         return front[0][1]
     return None
+
+
+def least_bytes(curves: Iterable[Sequence[tuple[float, float]]], x: float) -> float | None:
+    """The least of `interpolate_bytes` over a peer's settings, each with its own curve; None where none reaches x.
+
+    Not one curve through all their points: a point of one setting that no other beats can still lie above the line
+    between its neighbours of another.
+    """
+    return min((n_bytes for curve in curves if (n_bytes := interpolate_bytes(curve, x)) is not None), default=None)
 
 
 def _encode(name: str, tensors: dict[str, torch.Tensor]) -> bytes:
