@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -9,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ def provenance() -> dict[str, Any]:
     """Command, commit and machine; a dirty tree is said to be one."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        # Outside a checkout there is no commit to tell of; the tests run there too.
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return ""
 
     changed = [
         line
@@ -30,13 +35,19 @@ def provenance() -> dict[str, Any]:
     ]
     packages = ("torch", "numpy", "wcompress")
     return {
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else ""),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(shown, sys.argv[1:])]),
+        "commit": (git("rev-parse", "HEAD") or "unknown") + (" with uncommitted changes" if changed else ""),
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"cpus": os.cpu_count(), "processor": _processor(), "platform": platform.system()},
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def shown(argument: str) -> str:
+    """An argument as results tell it: of an absolute path its last part, for the rest is this machine's business."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument
 
 
 def _processor() -> str:
@@ -56,3 +67,37 @@ def write_result(name: str, document: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"provenance": _PROVENANCE, **document}, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def merge_result(name: str, rows: Sequence[Mapping[str, Any]], key: Sequence[str], **document: Any) -> Path:
+    """Write rows into `benchmarks/results/NAME.json`, in place of those there with the same key.
+
+    So a long benchmark can be run in parts. Each row's `run` is the index in `runs` of what it was measured with.
+
+    Args:
+        name: of the result.
+        rows: new ones; may be written again and again as they become more.
+        key: the fields that say which row it is.
+        **document: what else the file holds.
+    """
+    path = RESULTS / f"{name}.json"
+    old = json.loads(path.read_text()) if path.exists() else {"rows": [], "runs": []}
+    rows, runs = merged(old["rows"], old["runs"], rows, _PROVENANCE, key)
+    return write_result(name, {**document, "rows": rows, "runs": runs})
+
+
+def merged(
+    old: Sequence[Mapping[str, Any]],
+    runs: Sequence[dict[str, Any]],
+    new: Sequence[Mapping[str, Any]],
+    run: dict[str, Any],
+    key: Sequence[str],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Old rows, but new ones where both have one; and the runs that these rows come from, renumbered."""
+    found = {tuple(row[field] for field in key): (row, runs[row["run"]]) for row in old}
+    found.update({tuple(row[field] for field in key): (row, run) for row in new})
+    used: list[dict[str, Any]] = []
+    for _, origin in found.values():
+        if origin not in used:
+            used.append(origin)
+    return [{**row, "run": used.index(origin)} for row, origin in found.values()], used
