@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
@@ -154,18 +154,25 @@ class NNCodec:
         Raises:
             PeerError: ZipNN refuses the dtype, or gave back something else.
         """
+        data = save_safetensors(_to_torch(tensors))
+        point = self.zipnn_file(data, str(next(iter(tensors.values())).dtype), repeats=repeats)
+        restored = load_safetensors(data)
+        return replace(point, restored={name: restored[name].numpy() for name in tensors})
+
+    def zipnn_file(self, data: bytes, dtype: str, *, repeats: int = 1) -> PeerPoint:
+        """ZipNN's archive of a file, taken as numbers of a dtype such as `bfloat16`; `restored` is empty.
+
+        Raises:
+            PeerError: ZipNN refuses the dtype, or gave back something else.
+        """
         folder = Path(self._folder.name)
         path, out = folder / "in.safetensors", folder / "out.safetensors"
-        data = save_safetensors(_to_torch(tensors))
         path.write_bytes(data)
-        dtype = str(next(iter(tensors.values())).dtype)
         request = {"kind": "zipnn", "file": str(path), "dtype": dtype, "repeats": repeats, "out": str(out)}
         answer = self._ask(request)
-        restored = out.read_bytes()
-        if restored != data:
+        if out.read_bytes() != data:
             raise PeerError("ZipNN gave back other bytes than it got")
-        arrays = {name: load_safetensors(restored)[name].numpy() for name in tensors}
-        return PeerPoint("zipnn", answer["n_bytes"], answer["encode_s"], answer["decode_s"], arrays)
+        return PeerPoint("zipnn", answer["n_bytes"], answer["encode_s"], answer["decode_s"], {})
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
