@@ -98,7 +98,7 @@ def _equal_accuracy(result: dict[str, Any]) -> str:
 
 
 def _equal_function(result: dict[str, Any]) -> str:
-    heading = ["output error", "effort", "wcompress", "NNCodec", "NNCodec with `opt_qp`", "saved", "wanted", ""]
+    heading = ["output error", "effort", "wcompress", "NNCodec", "with `opt_qp`", "saved", "on `opt_qp`", "wanted", ""]
     rows = [
         [
             f"−{row['level_db']:.0f} dB",
@@ -107,6 +107,7 @@ def _equal_function(result: dict[str, Any]) -> str:
             f"{number(row['nncodec_bytes'], ',.0f')} B",
             f"{number(row['nncodec_opt_qp_bytes'], ',.0f')} B",
             f"**{number(row['saving_percent'], '.1f')} %**",
+            f"{number(row['saving_on_opt_qp_percent'], '.1f')} %",
             "10 %",
             _met(None if row["saving_percent"] is None else row["saving_percent"] >= 10),
         ]
