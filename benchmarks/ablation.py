@@ -1,10 +1,12 @@
-"""What the VAE prior saves: archives of method `vae` with it and without, at the default quality or another.
+"""What each part of the model saves: archives of method `vae` without it, at the default quality or another.
 
     WCOMPRESS_DATA=folder-that-holds-mnist python -m benchmarks.ablation [--real DIR] [--only silero] [--sqnr 11]
 
-Both archives are whole files, decoded again. The search for a step ends within 0.05 dB of the SQNR wanted, so the
-saving is told at an equal SQNR: a weight costs one bit more for every 6.02 dB. Where no VAE pays for itself the archive
-has none, and nothing is saved. Writes `benchmarks/results/ablation.json`.
+Four variants: one frequency table for each scale of whole tensors ("tables"); with a VAE prior that tells each
+sub-block's scale ("tables and VAE"); scales and signs told by the weights before ("context"); both, the default
+("context and VAE"). All archives are whole files, decoded again. The search for a step ends within 0.05 dB of the SQNR
+wanted, so sizes are told at an equal SQNR: a weight costs one bit more for every 6.02 dB. Where no VAE pays for itself
+the archive has none, and nothing is saved. Writes `benchmarks/results/ablation.json`.
 """
 
 from __future__ import annotations
@@ -30,25 +32,27 @@ from benchmarks.models import (
 from wcompress.codec import vae_search
 
 _DB_A_BIT = 6.0206
+VARIANTS = ("tables", "tables and VAE", "context", "context and VAE")
 
 
 @contextlib.contextmanager
-def without_prior() -> Iterator[None]:
-    """Within the block the encoder never considers a VAE. There is no such option: nobody would want it."""
+def variant_of_the_encoder(variant: str) -> Iterator[None]:
+    """Within the block the encoder has what the variant's name says. There is no such option: nobody would want it."""
     config = vae_search.EncoderConfig
 
     def changed(**fields: Any) -> vae_search.EncoderConfig:
-        return config(**{**fields, "use_prior": False})
+        return config(**{**fields, "use_prior": fields["use_prior"] and "VAE" in variant})
 
-    with mock.patch.object(vae_search, "EncoderConfig", changed):
+    small = 0 if "tables" in variant else vae_search._SMALL_MODEL
+    with mock.patch.object(vae_search, "EncoderConfig", changed), mock.patch.object(vae_search, "_SMALL_MODEL", small):
         yield
 
 
-def pack_model(tensors: Tensors, use_prior: bool, effort: int, sqnr_db: float | None) -> Packed:
+def pack_model(tensors: Tensors, variant: str, effort: int, sqnr_db: float | None) -> Packed:
     """The model as an archive, at the default quality where no SQNR is given."""
-    with contextlib.nullcontext() if use_prior else without_prior():
+    with variant_of_the_encoder(variant):
         packed = pack_and_load(tensors, effort=effort, sqnr=sqnr_db)
-    assert use_prior or not packed.n_latents, "the prior was not switched off"
+    assert "VAE" in variant or not packed.n_latents, "the prior was not switched off"
     return packed
 
 
@@ -58,25 +62,24 @@ def bytes_at_equal_sqnr(n_bytes: float, sqnr_db: float, wanted_db: float, n_weig
 
 
 def measure(name: str, tensors: Tensors, effort: int, sqnr_db: float | None) -> dict[str, Any]:
-    """One model, with and without."""
-    with_it = pack_model(tensors, True, effort, sqnr_db)
-    without = pack_model(tensors, False, effort, sqnr_db)
-    assert with_it.sqnr_db is not None
-    assert without.sqnr_db is not None
+    """One model under every variant."""
     coded = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point() and tensor.ndim >= 2)
-    fair = bytes_at_equal_sqnr(without.n_bytes, without.sqnr_db, with_it.sqnr_db, coded)
+    packed = {variant: pack_model(tensors, variant, effort, sqnr_db) for variant in VARIANTS}
+    wanted_db = packed[VARIANTS[-1]].sqnr_db
+    assert wanted_db is not None
+    n_bytes: dict[str, float] = {}
+    for variant, one in packed.items():
+        assert one.sqnr_db is not None
+        n_bytes[variant] = bytes_at_equal_sqnr(one.n_bytes, one.sqnr_db, wanted_db, coded)
     return {
         "model": name,
         "effort": effort,
         "asked_sqnr_db": sqnr_db,
         "n_params": n_params(tensors),
-        "n_bytes": with_it.n_bytes,
-        "sqnr_db": with_it.sqnr_db,
-        "n_latents": with_it.n_latents or 0,
-        "without_prior_bytes": without.n_bytes,
-        "without_prior_sqnr_db": without.sqnr_db,
-        "without_prior_bytes_at_equal_sqnr": fair,
-        "saving_percent": 100 * (1 - with_it.n_bytes / fair),
+        "sqnr_db": wanted_db,
+        "n_bytes": packed[VARIANTS[-1]].n_bytes,
+        "bytes_at_equal_sqnr": n_bytes,
+        "n_latents": {variant: one.n_latents or 0 for variant, one in packed.items() if "VAE" in variant},
     }
 
 
@@ -89,13 +92,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, tensors in chosen_models(arguments):
         row = measure(name, tensors, arguments.effort, arguments.sqnr)
-        print(
-            f"{name:10} {row['sqnr_db']:6.2f} dB  with {row['n_bytes']:9,} B"
-            f"  without {row['without_prior_bytes']:9,} B at {row['without_prior_sqnr_db']:.2f} dB,"
-            f" {row['without_prior_bytes_at_equal_sqnr']:11,.0f} B at an equal SQNR"
-            f"  saving {row['saving_percent']:.2f} %  {row['n_latents']:,} latents",
-            flush=True,
-        )
+        sizes = "  ".join(f"{variant} {size:,.0f} B" for variant, size in row["bytes_at_equal_sqnr"].items())
+        latents = "  ".join(f"{variant} {n:,}" for variant, n in row["n_latents"].items())
+        print(f"{name:10} {row['sqnr_db']:6.2f} dB  {sizes}  latents: {latents}", flush=True)
         merge_result("ablation", [row], ["model", "effort", "asked_sqnr_db"])
 
 

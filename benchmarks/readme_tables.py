@@ -182,20 +182,16 @@ def _times_as_fast(row: dict[str, Any], name: str, met: str) -> str:
 
 
 def _ablation(result: dict[str, Any]) -> str:
-    heading = ["model", "effort", "SQNR", "with VAE", "without, at an equal SQNR", "saved", "latents"]
-    rows = [
-        [
-            row["model"],
-            str(row["effort"]),
-            f"{row['sqnr_db']:.2f} dB",
-            f"{row['n_bytes']:,} B",
-            f"{row['without_prior_bytes_at_equal_sqnr']:,.0f} B",
-            f"**{row['saving_percent']:.2f} %**",
-            f"{row['n_latents']:,}",
-        ]
-        for row in _in_order(result["rows"])
-    ]
-    return f"What the VAE saves; where it would not pay, the archive has none:\n\n{markdown_table(heading, rows)}"
+    heading = ["model", "effort", "SQNR", "tables", "tables and VAE", "context", "context and VAE", "latents"]
+    rows = []
+    for row in _in_order(result["rows"]):
+        sizes = row["bytes_at_equal_sqnr"]
+        rows.append(
+            [row["model"], str(row["effort"]), f"{row['sqnr_db']:.2f} dB"]
+            + [f"{sizes[name]:,.0f} B" for name in heading[3:7]]
+            + [" / ".join(f"{row['n_latents'][name]:,}" for name in (heading[4], heading[6]))]
+        )
+    return f"What each part of the model saves, at an equal SQNR:\n\n{markdown_table(heading, rows)}"
 
 
 def _met(met: bool | None) -> str:

@@ -22,7 +22,7 @@ def main() -> None:
         # A path to a checkpoint works as well as a dict of tensors.
         result = wcompress.pack(model.state_dict(), archive, effort=1)
         print(f"{result.original_bytes:,} B of weights, {result.archive_bytes:,} B of archive")
-        print(f"ratio {result.ratio:.2f}x with every byte counted, {result.latent_ratio:.1f}x as the paper counts")
+        print(f"ratio {result.ratio:.2f}x, every byte of the file counted")
 
         # Like safetensors.torch.load_file: name -> tensor.
         model.load_state_dict(wcompress.load(archive))

@@ -12,7 +12,7 @@ from wcompress.codec.options import PackOptions
 
 torch.set_num_threads(1)  # the tests' networks are so small that a second thread only waits
 
-SMALL = PackOptions(block_size=64, latent_dim=4, hidden=(16,), effort=1, device="cpu")
+SMALL = PackOptions(method="paper", block_size=64, latent_dim=4, hidden=(16,), effort=1, device="cpu")
 """A VAE that trains in a fraction of a second."""
 
 

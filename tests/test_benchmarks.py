@@ -140,14 +140,14 @@ def test_a_bit_is_six_db() -> None:
 
 
 def test_the_ablation_switches_the_prior_off() -> None:
-    # Scales that come and go within a tensor: a VAE pays.
+    # Scales that come and go within a tensor: under class tables a VAE pays.
     generator = torch.Generator().manual_seed(0)
     scales = 2.0 ** (4 * torch.sin(torch.arange(64) / 3.0))
     weights = {"w": (torch.randn(64, 16, 64, generator=generator) * scales[:, None, None]).reshape(64, 1024)}
-    with_it, without = (pack_model(weights, use_prior, 2, 10.0) for use_prior in (True, False))
+    with_it, without = (pack_model(weights, variant, 4, 10.0) for variant in ("tables and VAE", "tables"))
     assert with_it.n_latents
     assert not without.n_latents
-    assert with_it.n_bytes < without.n_bytes
+    assert pack_model(weights, "context", 4, 10.0).n_bytes < with_it.n_bytes < without.n_bytes
 
 
 def test_rescaling_leaves_the_output_as_it_was() -> None:
@@ -208,13 +208,16 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "ablation": [
         {
-            "model": "silero",
+            "model": "mnist-fnn",
             "effort": 5,
             "sqnr_db": 22.0,
-            "n_bytes": 900,
-            "without_prior_bytes_at_equal_sqnr": 1000.0,
-            "saving_percent": 10.0,
-            "n_latents": 64,
+            "bytes_at_equal_sqnr": {
+                "tables": 4000.0,
+                "tables and VAE": 3000.4,
+                "context": 2000.0,
+                "context and VAE": 1999.0,
+            },
+            "n_latents": {"tables and VAE": 64, "context and VAE": 0},
         }
     ],
 }
@@ -235,4 +238,4 @@ def test_a_table_without_its_result_is_empty(tmp_path: Path) -> None:
     assert "stale" not in filled(text, tmp_path)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/ablation.json").write_text(json.dumps({"rows": SAMPLES["ablation"]}))
-    assert "10.00 %" in filled(filled(text, tmp_path), tmp_path)
+    assert "3,000 B" in filled(filled(text, tmp_path), tmp_path)

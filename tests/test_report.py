@@ -356,9 +356,12 @@ def test_sweep_takes_a_mapping_and_any_list_of_settings(tmp_path: Path, tiny_ten
 
 
 def test_default_settings_go_through_the_latent_sizes() -> None:
-    settings = default_settings(PackOptions(effort=3, seed=9))
+    settings = default_settings(PackOptions(method="paper", effort=3, seed=9))
     assert [s.options.latent_dim for s in settings] == [128, 64, 32, 16]
     assert all((s.options.effort, s.options.seed) == (3, 9) for s in settings)
+    bits = [s.options.bits_per_weight for s in default_settings(PackOptions(effort=3))]
+    assert bits == sorted(bits, reverse=True)
+    assert len(bits) > 4
 
 
 def test_pareto_front_holds_what_nothing_beats() -> None:

@@ -75,7 +75,7 @@ def test_early_stopping_keeps_the_best() -> None:
 
 def trained_decoder() -> tuple[IntegerDecoder, np.ndarray, np.ndarray]:
     trained = train_vae(make_blocks(), CONFIG)
-    decoder, latents = quantise_decoder(trained.layers, trained.latents)
+    decoder, latents = quantise_decoder(trained.layers, trained.latents, 400.0)
     activations = trained.latents
     for index, (weight, bias) in enumerate(trained.layers):
         activations = activations @ weight.T + bias
@@ -87,7 +87,7 @@ def trained_decoder() -> tuple[IntegerDecoder, np.ndarray, np.ndarray]:
 def test_integer_decoder_follows_the_float_one() -> None:
     decoder, latents, expected = trained_decoder()
     error = decoder(latents) - expected
-    assert np.square(error).mean() < 1e-6 * np.square(expected).mean()
+    assert np.square(error).mean() < 2e-6 * np.square(expected).mean()
 
 
 def test_integer_decoder_is_exact() -> None:
@@ -110,7 +110,7 @@ def test_integer_decoder_is_exact() -> None:
 
 def test_integer_decoder_round_trips_through_bytes() -> None:
     decoder, latents, _ = trained_decoder()
-    again = IntegerDecoder.from_bytes(decoder.to_bytes())
+    again = IntegerDecoder.from_bytes(decoder.to_bytes(), coded=True)
     assert again.sizes == decoder.sizes == (8, 32, 64)
     assert again.shifts == decoder.shifts
     assert np.array_equal(again(latents), decoder(latents))
@@ -120,7 +120,7 @@ def test_a_decoder_that_could_round_is_refused() -> None:
     decoder, _, _ = trained_decoder()
     biases = (decoder.biases[0], decoder.biases[1] + 2.0**52)
     with pytest.raises(ArchiveError, match="layer 1"):
-        IntegerDecoder.from_bytes(dataclasses.replace(decoder, biases=biases).to_bytes())
+        IntegerDecoder.from_bytes(dataclasses.replace(decoder, biases=biases).to_bytes(), coded=True)
     wide = dataclasses.replace(decoder, weights=tuple(w * 0 + 32767 for w in decoder.weights), shifts=(0,))
     with pytest.raises(ArchiveError):
         # 8 · 32767 · 32768 in, unshifted, times 32 · 32767: about 2^53
@@ -131,15 +131,15 @@ def test_malformed_decoders_are_refused() -> None:
     data = trained_decoder()[0].to_bytes()
     for length in range(0, len(data), 97):
         with pytest.raises(ArchiveError):
-            IntegerDecoder.from_bytes(data[:length])
+            IntegerDecoder.from_bytes(data[:length], coded=True)
     with pytest.raises(ArchiveError, match="too many"):
-        IntegerDecoder.from_bytes(data + b"\0")
+        IntegerDecoder.from_bytes(data + b"\0", coded=True)
     with pytest.raises(ArchiveError, match="layers"):
-        IntegerDecoder.from_bytes(b"\x00")
+        IntegerDecoder.from_bytes(b"\x00", coded=True)
 
 
 def test_latents_that_carry_nothing_keep_the_biases() -> None:
     layers = [(np.full((3, 2), 0.1), np.array([0.5, -0.25, 0.125])), (np.eye(4, 3), np.array([1.0, -2.0, 3.0, 4.0]))]
-    decoder, latents = quantise_decoder(layers, np.full((2, 2), 1e-12))
+    decoder, latents = quantise_decoder(layers, np.full((2, 2), 1e-12), 400.0)
     decoder.check_bounds()
     assert np.allclose(decoder(latents)[0], [1.5, -2.0, 3.125, 4.0], rtol=1e-3)

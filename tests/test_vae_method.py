@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import wcompress
+from wcompress.codec import vae_search
 from wcompress.codec.fine import decode_fine, encode_fine
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.options import PackOptions
@@ -92,16 +93,34 @@ def test_more_effort_is_smaller(tmp_path: Path) -> None:
     assert sizes[-1] < 0.93 * sizes[0]
 
 
-def test_the_prior_pays_where_scales_vary_and_is_left_out_where_not(tmp_path: Path) -> None:
+def test_the_prior_pays_where_scales_vary_and_is_left_out_where_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flat = {"w": torch.randn(96, 64, generator=torch.Generator().manual_seed(0))}
     without = wcompress.pack(flat, tmp_path / "flat.wcz", SMALL_VAE, sqnr=12)
     assert without.n_latents is None
     assert without.sections.get("latents", 0) == 0
+    # Under class tables; where the weights before tell the scale, latents rarely pay for themselves.
+    monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
+    options = dataclasses.replace(SMALL_VAE, effort=4)
     varied = {"w": striped(256, 64)}
-    with_prior = wcompress.pack(varied, tmp_path / "varied.wcz", SMALL_VAE, sqnr=12)
-    plain = wcompress.pack(varied, tmp_path / "plain.wcz", SMALL_VAE, sqnr=12, effort=1)
+    with_prior = wcompress.pack(varied, tmp_path / "varied.wcz", options, sqnr=12)
+    plain = wcompress.pack(varied, tmp_path / "plain.wcz", options, sqnr=12, effort=1)
     assert with_prior.n_latents
     assert with_prior.archive_bytes < 0.9 * plain.archive_bytes
+    assert compare(varied, wcompress.load(tmp_path / "varied.wcz")).sqnr_db == pytest.approx(with_prior.sqnr_db)
+
+
+def test_weights_before_tell_scales_and_signs(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(128, 128, generator=generator)
+    smooth = torch.nn.functional.avg_pool1d(white, 5, 1, 2, count_include_pad=False) * 5**0.5
+    models = {"white": white, "striped": white * striped(128, 1).abs(), "smooth": smooth}
+    sizes = {
+        name: wcompress.pack({"w": w}, tmp_path / name, SMALL_VAE, sqnr=12).archive_bytes for name, w in models.items()
+    }
+    assert sizes["striped"] < 0.9 * sizes["white"]
+    assert sizes["smooth"] < 0.8 * sizes["white"]
 
 
 def test_unreachable_targets_write_nothing(tmp_path: Path) -> None:
@@ -157,7 +176,7 @@ def test_hostile_sections_are_refused_or_restore_something_else(vae_archive: Pat
     rng = np.random.default_rng(0)
     with ArchiveReader(vae_archive) as reader:
         payloads = {entry.name: reader.section(entry.name) for entry in reader.entries}
-    for name in ("decoder", "latents", "tables", "symbols", "fine"):
+    for name in ("decoder", "tables", "symbols", "fine"):
         for _ in range(25):
             damaged = bytearray(payloads[name])
             for _ in range(int(rng.integers(1, 4))):
@@ -173,7 +192,7 @@ def test_hostile_sections_are_refused_or_restore_something_else(vae_archive: Pat
                 continue
             # A weight of the prior may change without any class changing.
             assert all(same_bits(restored[key], tensor) for key, tensor in expected.items())
-    assert n_refused > 100
+    assert n_refused > 90
 
 
 def test_odd_models(tmp_path: Path) -> None:
@@ -212,7 +231,10 @@ def test_scales_of_their_own_where_a_norm_follows(tmp_path: Path) -> None:
     assert len(exponents[0]) == 16
     assert np.allclose(np.diff(exponents[0]), 4, atol=2)
     assert len(exponents[1]) == 1
-    assert own_scales(coded, coded) == OwnScales(((0,), (0,)))
+    # Where no norm follows, steps go with the fourth root of the energy, and recurrent weights get finer ones.
+    energy = {"a": torch.ones(64, 16), "b": 4 * torch.ones(16, 16), "rnn.weight_hh_l0": torch.ones(64, 16)}
+    assert own_scales(energy, energy) == OwnScales(((1,), (3,), (-1,)))
+    assert own_scales({"a": torch.ones(9, 9)}, {"a": torch.ones(9, 9)}) == OwnScales(((0,),))
     wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, bits_per_weight=6)
     restored = wcompress.load(tmp_path / "m.wcz")
     for name in coded:

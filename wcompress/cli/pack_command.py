@@ -34,10 +34,10 @@ _EPILOG = """Examples:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The archive.  [default: MODEL.wcz]")
 @click.option(
     "--method",
-    type=click.Choice(["paper", "vae", "lossless"]),
-    default="paper",
+    type=click.Choice(["vae", "paper", "lossless"]),
+    default="vae",
     show_default=True,
-    help="How weights are coded: the paper's latents alone; a VAE prior and a trellis; bit for bit.",
+    help="How weights are coded: quantised, under a learnt model; by the paper's latents alone; bit for bit.",
 )
 @click.option("--sqnr", type=float, metavar="DB", help="Target of method vae: an SQNR of at least DB.")
 @click.option(

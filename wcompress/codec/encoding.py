@@ -16,7 +16,7 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.own_scales_rule import own_scales
 from wcompress.codec.raw import encode_raw
-from wcompress.codec.vae_encoder import Solution
+from wcompress.codec.solution import Solution
 from wcompress.codec.vae_search import Target, VaeSearch, is_coded
 from wcompress.errors import OptionError
 from wcompress.fidelity import is_finite
@@ -115,7 +115,7 @@ def _vae(
             source=checkpoint.source,
             tensors=entries,
             padding=padding,
-            n_latents=solution.scales.latents.size,
+            n_latents=solution.model.scales.latents.size,
             sqnr_db=sqnr_db if math.isfinite(sqnr_db) else None,
             metadata=dict(checkpoint.metadata),
         )
@@ -125,12 +125,15 @@ def _vae(
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     if budget is not None:
         target = Target(n_bytes=max(1, budget))
-    # An SQNR is met at the least cost by one step for all; what a network computes, by steps that follow its norms.
+    # An SQNR is met at the least cost by one step for all and levels at the centroids; what a network computes is kept
+    # by steps that follow its layers, and by levels that keep the weights' energy.
+    by_sqnr = options.sqnr is not None
     plain = OwnScales(tuple((0,) for _ in coded))
     search = VaeSearch(
         coded,
         tensors["fine"],
-        own_scales(checkpoint.tensors, coded) if options.sqnr is None else plain,
+        plain if by_sqnr else own_scales(checkpoint.tensors, coded),
+        keep_energy=not by_sqnr,
         block_size=options.block_size,
         latent_dim=options.latent_dim,
         effort=options.effort,
@@ -140,7 +143,7 @@ def _vae(
         progress=progress,
     )
     solution = search.run(target)
-    return Encoded(entries, search.sections(solution), padding, solution.scales.latents.size)
+    return Encoded(entries, search.sections(solution), padding, solution.model.scales.latents.size)
 
 
 def _of_kind(checkpoint: Checkpoint, entries: tuple[TensorEntry, ...], kind: str) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,13 @@ from wcompress.quantize.trellis import Trellis
 
 Ints = npt.NDArray[np.int32]
 
+Signs = npt.NDArray[np.int8]
+
 LEVEL_UNITS = 64
 """Levels are stored in units of 1/64 step."""
+
+N_RATIOS = 7
+"""How strongly a sign is expected, from 1 to 7; see `wcompress.codec.context_model.Description`."""
 
 _MAX_OFFSET = LEVEL_UNITS
 
@@ -25,11 +30,16 @@ class Levels:
 
     Attributes:
         offsets: `[2][3]`, in units of 1/64 step, from −64 to 63.
+        shifts: how much further towards the expected sign a zero, and any other symbol, is reconstructed, `[7][2]` by
+            how strongly a sign is expected, same units; empty for not at all.
     """
 
     offsets: tuple[tuple[int, int, int], tuple[int, int, int]] = ((0, 0, 0), (0, 0, 0))
+    shifts: tuple[tuple[int, int], ...] = ()
 
-    def units(self, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis) -> npt.NDArray[np.int64]:
+    def units(
+        self, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis, ratios: Signs | None = None
+    ) -> npt.NDArray[np.int64]:
         """Reconstruction of symbols, in units of 1/64 step."""
         magnitude = np.abs(symbols).astype(np.int64)
         nominal = machine.spacing * magnitude - ((which == 1) & (magnitude > 0))
@@ -37,6 +47,9 @@ class Levels:
         offsets[:, 1:] = self.offsets
         units = LEVEL_UNITS * nominal - offsets[which, np.minimum(magnitude, 3)]
         result: npt.NDArray[np.int64] = np.sign(symbols) * units
+        if self.shifts and ratios is not None:
+            table = np.array([(0, 0), *self.shifts], np.int64)
+            result += np.sign(ratios) * table[np.abs(ratios), (magnitude > 0).astype(np.intp)]
         return result
 
     def array(self, machine: Trellis, limit: int) -> npt.NDArray[np.float32]:
@@ -51,6 +64,13 @@ class Levels:
             for offset in row:
                 out.write_exp_golomb(zigzag(offset), 3)
 
+    def write_shifts(self, out: BitWriter) -> None:
+        """Whether there are shifts, and which."""
+        out.write(bool(self.shifts), 1)
+        for row in self.shifts:
+            for shift in row:
+                out.write_exp_golomb(zigzag(shift), 2)
+
     @classmethod
     def read(cls, data: BitReader) -> Levels:
         """Undo `write`.
@@ -62,3 +82,16 @@ class Levels:
         if max(map(abs, values)) > _MAX_OFFSET:
             raise ArchiveError("levels: an offset is out of range; the archive is damaged")
         return cls((tuple(values[:3]), tuple(values[3:])))  # type: ignore[arg-type]
+
+    def read_shifts(self, data: BitReader) -> Levels:
+        """The same levels with the shifts that `write_shifts` wrote.
+
+        Raises:
+            ArchiveError: a shift is out of range.
+        """
+        if not data.read(1):
+            return self
+        values = [unzigzag(data.read_exp_golomb(2)) for _ in range(2 * N_RATIOS)]
+        if max(map(abs, values)) > _MAX_OFFSET:
+            raise ArchiveError("levels: a shift is out of range; the archive is damaged")
+        return replace(self, shifts=tuple(zip(values[::2], values[1::2], strict=True)))

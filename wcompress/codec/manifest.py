@@ -13,7 +13,7 @@ from wcompress.errors import ArchiveError
 METHODS = ("paper", "vae", "lossless")
 """Literal, append-only identifiers of how float tensors are coded."""
 
-METHOD_VERSIONS = {"paper": 1, "vae": 2, "lossless": 2}
+METHOD_VERSIONS = {"paper": 3, "vae": 3, "lossless": 2}
 """The format version that introduced each method as it is written now."""
 
 CODED_DTYPES = (
@@ -99,7 +99,7 @@ class Manifest:
             document["source"] = self.source
         if self.padding:
             document["padding"] = self.padding
-        if self.n_latents and METHOD_VERSIONS[self.method] > 1:
+        if self.n_latents:
             document["latents"] = self.n_latents
         if self.sqnr_db is not None:
             document["sqnr"] = round(self.sqnr_db, 3)

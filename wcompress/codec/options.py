@@ -16,7 +16,7 @@ class PackOptions:
     """How to pack.
 
     Attributes:
-        method: `paper`, `vae` or `lossless`.
+        method: `vae`, `paper` or `lossless`.
         sqnr: target: at least this SQNR, in dB. At most one target is given, and only for method `vae`.
         bits_per_weight: target: at most so many bits of archive a float parameter.
         ratio: target: at least this ratio.
@@ -32,7 +32,7 @@ class PackOptions:
         key: entry of the checkpoint that holds the model.
     """
 
-    method: str = "paper"
+    method: str = "vae"
     sqnr: float | None = None
     bits_per_weight: float | None = None
     ratio: float | None = None

@@ -1,8 +1,12 @@
-"""Which tensors get a scale of their own: those whose scale means nothing, because a norm follows.
+"""Where the step follows a tensor's own scale, so that what the network computes suffers least.
 
 A convolution followed by batch normalisation can be multiplied by anything without changing what the network computes;
 then only the error relative to each output channel counts. The checkpoint shows it: the next tensor statistics after
 the weight is a `running_var` of as many channels.
+
+Elsewhere a layer adds noise to the output in the proportion of its error to its energy, which asks for a step that goes
+with the energy's root, while errors summed over the model ask for one step; measured, half way is best, and half an
+octave less for the recurrent weights, which act once for each time step (docs/decisions/0004).
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import torch
 
 from wcompress.codec.own_scales import OwnScales
 
+_RECURRENT = "weight_hh"  # as torch names it
+
 
 def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
     """Exponents for the coded tensors of a model.
@@ -23,12 +29,12 @@ def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Te
         coded: those of it that go under the trellis, in order.
 
     Returns:
-        All zero, one step for the whole model, where no tensor is followed by a norm; otherwise a scale for each row of
-        those that are, and for each other tensor.
+        Where no tensor is followed by a norm, a scale for each tensor by its energy; otherwise a scale for each row of
+        those that are, and for each other tensor, by their mean squares.
     """
     followed = _followed_by_norm(tensors)
     if not followed:
-        return OwnScales(tuple((0,) for _ in coded))
+        return OwnScales(tuple((exponent,) for exponent in _by_energy(coded)))
     rows: list[tuple[int, ...]] = []
     for name, tensor in coded.items():
         per_row = (
@@ -38,6 +44,18 @@ def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Te
         # A dead row has no scale; let it not be finer than 2^-16 of the liveliest.
         rows.append(tuple(_exponent(max(float(v), 2.0**-32 * largest)) for v in per_row))
     return OwnScales(tuple(rows))
+
+
+def _by_energy(coded: Mapping[str, torch.Tensor]) -> list[int]:
+    octaves: list[float] = []
+    sizes = [tensor.numel() for tensor in coded.values()]
+    for name, tensor in coded.items():
+        energy = float(tensor.double().square().sum())
+        octave = 0.25 * math.log2(energy) if energy > 0 else 0.0
+        octaves.append(octave - (0.5 if _RECURRENT in name else 0.0))
+    mean = sum(o * n for o, n in zip(octaves, sizes, strict=True)) / max(sum(sizes), 1)
+    # The rule is about layers of one model, whose energies are within a few decades; what lies farther is no layer.
+    return [max(-16, min(16, round(4 * (octave - mean)))) for octave in octaves]
 
 
 def _exponent(mean_square: float) -> int:

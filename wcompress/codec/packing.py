@@ -146,7 +146,7 @@ def _encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress:
         n_latents=encoded.n_latents,
         metadata=dict(checkpoint.metadata),
     )
-    owners = Restorer(manifest, lambda name: encoded.payloads.get(name, b"")).restore(
+    owners = Restorer(manifest, lambda name: encoded.payloads.get(name, b""), METHOD_VERSIONS[options.method]).restore(
         [entry for entry in encoded.entries if entry.kind != "tie"]
     )
     restored = {name: owners[checkpoint.ties.get(name, name)] for name in checkpoint.tensors}

@@ -2,8 +2,8 @@
 
 Source: Cheng et al., "Variational Autoencoder-based Neural Network Model Compression", sections 3 and 4. Beyond the
 paper: each tensor is divided by its root mean square before it enters a block (8 bytes a tensor in the archive), so
-that the VAE spends its precision on every tensor alike; decoder and latents are rounded to 16 bits, and decoding is
-exact.
+that the VAE spends its precision on every tensor alike; decoder and latents are rounded to whole numbers, as coarsely
+as costs the restored weights next to nothing, and entropy-coded; decoding is exact.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from wcompress.blocks import BlockLayout, from_blocks, to_blocks
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.raw import entry_dtype, round_to_dtype
 from wcompress.errors import ArchiveError
-from wcompress.vae.integer import IntegerDecoder, quantise_decoder
+from wcompress.vae.integer import IntegerDecoder, decode_integers, encode_integers, quantise_decoder
+from wcompress.wire import ByteCursor
 
 if TYPE_CHECKING:  # unpacking must not import training code
     from wcompress.vae.training import Progress, TrainingConfig, TrainingHistory
 
 Floats = npt.NDArray[np.float64]
+
+_RESOLUTIONS = (2.0, 2.8, 4.0, 5.7, 8.0, 11.3, 16.0, 22.6, 32.0, 64.0, 400.0)
+_ADDED_ERROR = 0.02
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,28 @@ def encode_paper(
     if layout.n_blocks == 0:
         return PaperSections(b"", b"", scale_bytes, 0, 0, None)
     trained = train_vae(blocks, config, progress)
-    decoder, latents = quantise_decoder(trained.layers, trained.latents)
+    decoder, latents = _coarsest(trained.layers, trained.latents, blocks)
     return PaperSections(
         decoder.to_bytes(),
-        latents.astype("<i2").tobytes(),
+        encode_integers(latents),
         scale_bytes,
         layout.padding,
         latents.size,
         trained.history,
     )
+
+
+def _coarsest(
+    layers: Sequence[tuple[Floats, Floats]], latents: Floats, blocks: Floats
+) -> tuple[IntegerDecoder, npt.NDArray[np.int32]]:
+    # The coarsest rounding that adds no more than _ADDED_ERROR to the squared error the VAE leaves itself.
+    finest = quantise_decoder(layers, latents, _RESOLUTIONS[-1])
+    least = float(np.square(finest[0](finest[1]) - blocks).sum())
+    for resolution in _RESOLUTIONS[:-1]:
+        found = quantise_decoder(layers, latents, resolution)
+        if float(np.square(found[0](found[1]) - blocks).sum()) <= (1 + _ADDED_ERROR) * least:
+            return found
+    return finest
 
 
 def root_mean_square(values: Floats) -> float:
@@ -93,13 +110,21 @@ class PaperReader:
         entries: the coded tensors, in order.
         padding: as the manifest records it.
         decoder, latents, scales: section payloads.
+        coded: whether decoder and latents are entropy-coded, as they are since format version 3.
 
     Raises:
         ArchiveError: the sections do not hold what the entries say.
     """
 
     def __init__(
-        self, entries: Sequence[TensorEntry], padding: int, decoder: bytes, latents: bytes, scales: bytes
+        self,
+        entries: Sequence[TensorEntry],
+        padding: int,
+        decoder: bytes,
+        latents: bytes,
+        scales: bytes,
+        *,
+        coded: bool,
     ) -> None:
         self._entries = {entry.name: entry for entry in entries}
         if len(scales) != 8 * len(entries):
@@ -112,15 +137,21 @@ class PaperReader:
         if n_params == 0:
             self._decoder = None
             return
-        self._decoder = IntegerDecoder.from_bytes(decoder)
+        self._decoder = IntegerDecoder.from_bytes(decoder, coded=coded)
         self._layout = BlockLayout(names, shapes, self._decoder.block_size)
-        expected_bytes = 2 * self._layout.n_blocks * self._decoder.latent_dim
-        if len(latents) != expected_bytes or padding != self._layout.padding:
+        n_latents = self._layout.n_blocks * self._decoder.latent_dim
+        if padding != self._layout.padding or not (coded or len(latents) == 2 * n_latents):
             raise ArchiveError(
-                f"latents: {expected_bytes} bytes with padding {self._layout.padding} expected, {len(latents)} bytes"
+                f"latents: {n_latents} numbers with padding {self._layout.padding} expected, {len(latents)} bytes"
                 f" with padding {padding} found; the archive is damaged"
             )
-        self._latents = np.frombuffer(latents, "<i2").reshape(self._layout.n_blocks, self._decoder.latent_dim)
+        if coded:
+            cursor = ByteCursor(latents, "latents")
+            values = decode_integers(cursor, n_latents)
+            cursor.finish()
+        else:
+            values = np.frombuffer(latents, "<i2").astype(np.int32)
+        self._latents = values.reshape(self._layout.n_blocks, self._decoder.latent_dim)
 
     def restore(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """The tensors named, or all; only the blocks they lie in are decoded.

@@ -57,7 +57,7 @@ class Archive:
             self.close()
             raise self._placed(error) from error
         self._entries = {entry.name: entry for entry in self.manifest.tensors}
-        self._restorer = Restorer(self.manifest, self._reader.section)
+        self._restorer = Restorer(self.manifest, self._reader.section, self._reader.version)
 
     def keys(self) -> list[str]:
         """Tensor names, in the source's order."""

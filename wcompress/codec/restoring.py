@@ -30,11 +30,13 @@ class Restorer:
     Args:
         manifest: of the archive.
         section: gives a section's payload by name, empty for none.
+        version: the archive's format version.
     """
 
-    def __init__(self, manifest: Manifest, section: SectionSource) -> None:
+    def __init__(self, manifest: Manifest, section: SectionSource, version: int) -> None:
         self._manifest = manifest
         self._section = section
+        self._version = version
         self._coded: CodedReader | None = None
         self._whole: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -63,7 +65,9 @@ class Restorer:
         entries = manifest.of_kind("coded")
         if manifest.method == "paper":
             payloads = [section(name) for name in ("decoder", "latents", "scales")]
-            return PaperReader(entries, manifest.padding, *payloads)
+            return PaperReader(entries, manifest.padding, *payloads, coded=self._version > 2)
         if manifest.method == "lossless":
             return LosslessReader(entries, section("symbols"))
-        return VaeReader(entries, {name: section(name) for name in ("decoder", "latents", "tables", "symbols")})
+        return VaeReader(
+            entries, {name: section(name) for name in ("decoder", "latents", "tables", "symbols")}, self._version
+        )

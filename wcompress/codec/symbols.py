@@ -24,7 +24,6 @@ from wcompress.vae.prior import LOWEST_SCALE, N_CLASSES, UNITS_PER_CLASS, UNITS_
 from wcompress.wire import ByteCursor, encode_varint
 
 Ints = npt.NDArray[np.int32]
-UNIT_BLOCKS = 32
 _LOW_BITS_FROM_OCTAVE = 3
 
 

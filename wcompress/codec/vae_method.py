@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from wcompress.codec.class_model import ClassModel
+from wcompress.codec.context_model import ContextModel
 from wcompress.codec.levels import LEVEL_UNITS, Levels
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.raw import entry_dtype, round_to_dtype
-from wcompress.codec.scales import ScaleModel
-from wcompress.codec.symbols import ClassTables, decode_symbols, encode_symbols
-from wcompress.codec.weights import LAYOUTS, Sequencing
+from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, LAYOUTS, Sequencing
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError
 from wcompress.quantize.trellis import N_STATES, Trellis, quantisers, trellis
@@ -39,8 +39,7 @@ class VaeCode:
         machine: the trellis.
         step: of the quantiser, before a tensor's own scale.
         own_scales: what each tensor's or row's step is multiplied by.
-        scales: classes of the sub-blocks.
-        tables: of the symbols.
+        model: what the symbols are coded under.
         levels: of the quantisers.
         symbols: int32 `[n_weights]`.
     """
@@ -49,8 +48,7 @@ class VaeCode:
     machine: Trellis
     step: float
     own_scales: OwnScales
-    scales: ScaleModel
-    tables: ClassTables
+    model: ContextModel | ClassModel
     levels: Levels
     symbols: Ints
 
@@ -67,26 +65,29 @@ class VaeCode:
             out.write(LAYOUTS.index(layout), 2)
         self.own_scales.write(out)
         self.levels.write(out)
-        self.tables.write(out)
+        by_context = isinstance(self.model, ContextModel)
+        out.write(by_context, 1)
+        if by_context:
+            self.levels.write_shifts(out)
         scales = BitWriter()
-        latents = self.scales.write(scales)
-        classes = self.scales.classes(sequencing.tensor_of_sub)
-        each = np.repeat(classes, sequencing.sub_size)[: sequencing.n_weights]
-        symbols = encode_symbols(self.symbols, sequencing.unit_starts, each, self.machine, self.tables)
+        latents = self.model.write(out, scales)
+        symbols = self.model.encode(self.symbols, sequencing, self.machine)
         return {"decoder": scales.to_bytes(), "latents": latents, "tables": out.to_bytes(), "symbols": symbols}
 
-    def restored(self) -> Floats:
-        """The whole sequence of restored weights, float64 `[n_weights]`."""
+    def restored(self, ratios: npt.NDArray[np.int8] | None) -> Floats:
+        """The whole sequence of restored weights, float64 `[n_weights]`, given what signs were expected."""
         which = quantisers(self.symbols, self.sequencing.unit_starts, self.machine)
-        return restore_weights(self, self.symbols, which, 0)
+        return restore_weights(self, self.symbols, which, ratios, 0)
 
 
-def restore_weights(code: VaeCode, symbols: Ints, which: npt.NDArray[np.uint8], first: int) -> Floats:
+def restore_weights(
+    code: VaeCode, symbols: Ints, which: npt.NDArray[np.uint8], ratios: npt.NDArray[np.int8] | None, first: int
+) -> Floats:
     """Symbols from position `first` of the sequence on → weights, float64.
 
     Exact: a whole number times a power-of-two fraction of the step, times the own scale, each rounded once.
     """
-    units = code.levels.units(symbols, which, code.machine)
+    units = code.levels.units(symbols, which, code.machine, ratios)
     multipliers = code.own_scales.multipliers(code.sequencing, first, first + len(symbols))
     result: Floats = (units * (code.step / LEVEL_UNITS)) * multipliers
     return result
@@ -98,12 +99,13 @@ class VaeReader:
     Args:
         entries: the coded tensors, in order.
         sections: payloads by name: `decoder`, `latents`, `tables`, `symbols`.
+        version: the archive's format version; 2 knows class tables alone.
 
     Raises:
         ArchiveError: the sections do not hold what the entries say.
     """
 
-    def __init__(self, entries: Sequence[TensorEntry], sections: dict[str, bytes]) -> None:
+    def __init__(self, entries: Sequence[TensorEntry], sections: dict[str, bytes], version: int) -> None:
         self._entries = {entry.name: index for index, entry in enumerate(entries)}
         self._rows = entries
         self._data = sections["symbols"]
@@ -116,21 +118,26 @@ class VaeReader:
         if not math.isfinite(step) or code >= len(N_STATES) or max(layouts, default=0) >= len(LAYOUTS):
             raise ArchiveError("tables: an impossible step, trellis or layout; the archive is damaged")
         check_block_size(block_size, latent_dim)
-        # A symbol may take next to nothing, but not nothing: a unit of 32 blocks has at least a byte of its own.
-        if n_weights > 32 * block_size * max(1, len(self._data)):
+        # A symbol may take next to nothing, but not nothing: a stream of 16 units of 32 blocks has a byte of its own.
+        if n_weights > 512 * block_size * max(1, len(self._data)):
             raise ArchiveError("symbols: more weights than the section can hold; the archive is damaged")
         sequencing = Sequencing(
             tuple(entry.shape for entry in entries), tuple(LAYOUTS[i] for i in layouts), block_size, latent_dim
         )
         own_scales = OwnScales.read(data, sequencing)
-        levels, tables = Levels.read(data), ClassTables.read(data)
-        data.finish()
+        levels = Levels.read(data)
         decoder = BitReader(sections["decoder"], "decoder")
-        scales = ScaleModel.read(decoder, sections["latents"], len(entries), sequencing.n_blocks, latent_dim)
+        model: ContextModel | ClassModel
+        if version > 2 and data.read(1):
+            sequencing = replace(sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
+            levels = levels.read_shifts(data)
+            model = ContextModel.read(data, decoder, sections["latents"], sequencing)
+        else:
+            model = ClassModel.read(data, decoder, sections["latents"], sequencing)
+        data.finish()
         decoder.finish()
-        self._classes = scales.classes(sequencing.tensor_of_sub)
         self._code = VaeCode(
-            sequencing, trellis(N_STATES[code]), step, own_scales, scales, tables, levels, np.zeros(0, np.int32)
+            sequencing, trellis(N_STATES[code]), step, own_scales, model, levels, np.zeros(0, np.int32)
         )
 
     def restore(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
@@ -158,14 +165,13 @@ class VaeReader:
         return tensors
 
     def _decode(self, units: list[int]) -> list[tuple[int, Floats]]:
-        code, sequencing = self._code, self._code.sequencing
-        each = np.repeat(self._classes, sequencing.sub_size)[: sequencing.n_weights]
-        decoded = decode_symbols(self._data, sequencing.unit_starts, each, code.machine, code.tables, units)
+        code, starts = self._code, self._code.sequencing.unit_starts
+        decoded = code.model.decode(self._data, code.sequencing, code.machine, units)
         result = []
-        for unit, symbols in zip(units, decoded, strict=True):
-            at = int(sequencing.unit_starts[unit])
+        for unit, (symbols, ratios) in zip(units, decoded, strict=True):
+            at = int(starts[unit])
             which = quantisers(symbols, np.array([0, len(symbols)], np.int64), code.machine)
-            result.append((at, restore_weights(code, symbols, which, at)))
+            result.append((at, restore_weights(code, symbols, which, ratios, at)))
         return result
 
 

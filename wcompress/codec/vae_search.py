@@ -11,11 +11,13 @@ import numpy.typing as npt
 import torch
 
 from wcompress.archive import frame_bytes
+from wcompress.codec.class_encoder import ClassEncoder
+from wcompress.codec.context_encoder import ContextEncoder
 from wcompress.codec.fine import encode_fine
 from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.vae_encoder import EncoderConfig, Solution, VaeEncoder, header_bits
+from wcompress.codec.solution import EncoderConfig, Solution
 from wcompress.codec.vae_method import VaeCode
-from wcompress.codec.weights import Sequencing, choose_layout
+from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
 from wcompress.quantize.trellis import trellis
 
@@ -29,8 +31,9 @@ _SETTLING_ROUNDS = 4
 _ROUNDS_PER_ANCHOR = 6
 _SQNR_SLACK_DB = 0.05
 _BYTES_SLACK = 0.004
-_FINE_MARGIN_DB = 12.0
-_FINE_RANGE_DB = (32.0, 60.0)
+_MULTIPLIERS = {False: 0.22, True: 0.15}  # for the least error, and for what a network computes
+_FINE_MARGIN_DB = 14.0
+_FINE_RANGE_DB = (24.0, 60.0)
 _STATES = {1: 1, 2: 4, 3: 8, 4: 8, 5: 8, 6: 16, 7: 32, 8: 64, 9: 256}
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
 _SMALL_STATES = {4: 32, 5: 64, 6: 64, 7: 128, 8: 256}
@@ -61,6 +64,7 @@ class VaeSearch:
         coded: tensors for the trellis, by name.
         fine: tensors to keep finely.
         own_scales: exponents for each coded tensor.
+        keep_energy: see `EncoderConfig`.
         block_size, latent_dim: of the prior.
         effort: 1 to 9.
         seed: of the prior.
@@ -75,6 +79,7 @@ class VaeSearch:
         fine: Mapping[str, torch.Tensor],
         own_scales: OwnScales,
         *,
+        keep_energy: bool = False,
         block_size: int,
         latent_dim: int,
         effort: int,
@@ -85,12 +90,14 @@ class VaeSearch:
     ) -> None:
         arrays = [tensor.double().numpy() for tensor in coded.values()]
         layouts = tuple(choose_layout(array, block_size // latent_dim) for array in arrays)
-        self.sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim)
+        n_weights = sum(array.size for array in arrays)
+        by_context = effort > 1 and n_weights <= _SMALL_MODEL
+        unit_blocks = CONTEXT_UNIT_BLOCKS if by_context else UNIT_BLOCKS
+        self.sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, unit_blocks)
         self.own_scales = own_scales
         self.fine = fine
         self._progress = progress
         self._other_bytes = other_bytes
-        n_weights = self.sequencing.n_weights
         self._weights = self.sequencing.flatten(arrays)
         self._multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
         self._signal = float(np.square(self._weights).sum())
@@ -99,13 +106,19 @@ class VaeSearch:
             states = _SMALL_STATES.get(effort, states)
         config = EncoderConfig(
             machine=trellis(states),
-            use_prior=effort > 1,
+            use_prior=effort > 3,
+            mix=effort > 2,
+            keep_energy=keep_energy,
+            multiplier=_MULTIPLIERS[keep_energy],
             prior_steps=150 + 50 * effort,
             passes=1,
             seed=seed,
             device=device,
         )
-        self._encoder = VaeEncoder(self._weights / self._multipliers, self.sequencing, config)
+        encoder = ContextEncoder if by_context else ClassEncoder
+        self._encoder: ContextEncoder | ClassEncoder = encoder(
+            self._weights / self._multipliers, self.sequencing, config
+        )
 
     def code(self, solution: Solution) -> VaeCode:
         """What is stored."""
@@ -114,15 +127,14 @@ class VaeSearch:
             self._encoder.config.machine,
             solution.step,
             self.own_scales,
-            solution.scales,
-            solution.tables,
+            solution.model,
             solution.levels,
             solution.symbols,
         )
 
     def sqnr_db(self, solution: Solution) -> float:
         """SQNR of the coded tensors, dB."""
-        noise = float(np.square(self.code(solution).restored() - self._weights).sum())
+        noise = float(np.square(self.code(solution).restored(solution.ratios) - self._weights).sum())
         return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
 
     def fine_sqnr_db(self, sqnr_db: float) -> float:
@@ -168,7 +180,7 @@ class VaeSearch:
             sizes = [len(data) for data in self.sections(solution).values()]
         else:
             n_units = len(self.sequencing.unit_starts) - 1
-            coded = (header_bits(solution) + int(solution.symbol_bits)) // 8 + 24 * n_units + 40
+            coded = (solution.header_bits + int(solution.symbol_bits)) // 8 + 24 * n_units + 40
             sizes = [coded, len(encode_fine(self.fine, self.fine_sqnr_db(sqnr_db)))]
         sizes += self._other_bytes(solution, sqnr_db)
         return sum(sizes) + frame_bytes(sizes)
@@ -176,6 +188,10 @@ class VaeSearch:
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step`."""
         return self._encoder.solve(step, start)
+
+    def refit(self, solution: Solution) -> Solution:
+        """The same symbols under a model trained on them."""
+        return self._encoder.refit(solution) if isinstance(self._encoder, ContextEncoder) else solution
 
 
 class _Bisection:
@@ -211,7 +227,7 @@ class _Bisection:
             if nearest is None or abs(margin) < nearest[0]:
                 nearest = (abs(margin), solution)
             if settling:
-                anchor = solution
+                anchor = self.search.refit(solution) if number == _SETTLING_ROUNDS - 2 else solution
                 points = points[-1:]
             elif (number - _SETTLING_ROUNDS) % _ROUNDS_PER_ANCHOR == _ROUNDS_PER_ANCHOR - 1:
                 # Classes change in jumps as the step goes away from the anchor's: start again from nearby.

@@ -10,9 +10,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.codec.symbols import UNIT_BLOCKS
-
 Floats = npt.NDArray[np.float64]
+
+UNIT_BLOCKS = 32
+"""Under class tables: also what is coded by itself. Part of the format, as is the next."""
+
+CONTEXT_UNIT_BLOCKS = 4
 
 LAYOUTS = ("rows", "columns", "positions")
 """Literal, append-only: dimensions as they are; the first two exchanged; all but the first two in front."""
@@ -36,12 +39,14 @@ class Sequencing:
         layouts: of each, one of `LAYOUTS`.
         block_size: weights in a block.
         latent_dim: sub-blocks in a block; divides `block_size`.
+        unit_blocks: blocks between two starts of the trellis.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     layouts: tuple[str, ...]
     block_size: int
     latent_dim: int
+    unit_blocks: int = UNIT_BLOCKS
 
     @property
     def sub_size(self) -> int:
@@ -66,8 +71,21 @@ class Sequencing:
     @cached_property
     def unit_starts(self) -> npt.NDArray[np.int64]:
         """Where each coded unit begins, and where the last ends."""
-        size = UNIT_BLOCKS * self.block_size
+        size = self.unit_blocks * self.block_size
         return np.append(np.arange(0, self.n_weights, size), self.n_weights).astype(np.int64)
+
+    @cached_property
+    def columns(self) -> npt.NDArray[np.int64]:
+        """The length of a row of each tensor as it is flattened: all dimensions but the first, or the last alone."""
+        return np.array(
+            [
+                shape[1]
+                if layout == "positions"
+                else math.prod(shape[axis] for axis in permutation(layout, len(shape))[1:])
+                for shape, layout in zip(self.shapes, self.layouts, strict=True)
+            ],
+            np.int64,
+        ).reshape(-1)
 
     @cached_property
     def tensor_of_sub(self) -> npt.NDArray[np.intp]:

@@ -13,6 +13,9 @@ scalar quantisation, which reconstructs at k.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numba
@@ -93,6 +96,7 @@ def _search_unit(
     first: int,
     next_state: Ints,
     levels: Singles,
+    shifts: Singles,
     rates: Singles,
     multiplier: float,
     symbols: Ints,
@@ -121,7 +125,7 @@ def _search_unit(
             for candidate in range(4):
                 k = 0 if candidate == 3 else centre - 1 + candidate
                 k = min(max(k, -limit), limit)
-                error = value - levels[quantiser, k + limit]
+                error = value - levels[quantiser, k + limit] - shifts[row, 0 if k == 0 else 1]
                 total = np.float32(error * error + multiplier * rates[row, quantiser, k + limit])
                 b = 2 * quantiser + (k & 1)
                 if total < branch_cost[b]:
@@ -151,7 +155,7 @@ def _search_unit(
         state = origin[second, state]
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _search(
     x: Singles,
     unit_starts: npt.NDArray[np.int64],
@@ -159,14 +163,15 @@ def _search(
     class_shift: int,
     next_state: Ints,
     levels: Singles,
+    shifts: Singles,
     rates: Singles,
     multiplier: float,
     symbols: Ints,
 ) -> None:
-    for unit in numba.prange(len(unit_starts) - 1):
+    for unit in range(len(unit_starts) - 1):
         start, end = unit_starts[unit], unit_starts[unit + 1]
         _search_unit(
-            x[start:end], classes, class_shift, start, next_state, levels, rates, multiplier, symbols[start:end]
+            x[start:end], classes, class_shift, start, next_state, levels, shifts, rates, multiplier, symbols[start:end]
         )
 
 
@@ -187,11 +192,11 @@ def _interleave(
     return True
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _quantisers(
     symbols: Ints, unit_starts: npt.NDArray[np.int64], next_state: Ints, out: npt.NDArray[np.uint8]
 ) -> None:
-    for unit in numba.prange(len(unit_starts) - 1):
+    for unit in range(len(unit_starts) - 1):
         state = 0
         for i in range(unit_starts[unit], unit_starts[unit + 1]):
             out[i] = state & 1
@@ -207,6 +212,7 @@ def search(
     levels: Singles,
     rates: Singles,
     multiplier: float,
+    shifts: Singles | None = None,
 ) -> Ints:
     """The symbols that minimise squared error + multiplier · bits.
 
@@ -219,20 +225,41 @@ def search(
         levels: float32 `[2, 2·limit + 1]`, what quantiser and symbol + limit reconstruct to, in steps.
         rates: float32 `[n_classes, 2, 2·limit + 1]`, bits.
         multiplier: Lagrangian, in squared steps a bit.
+        shifts: float32 `[n_classes, 2]`, what is added to the level of a zero, and of any other symbol; None for 0.
 
     Returns:
         int32 `[n]`, each within ±limit.
     """
     symbols = np.empty(len(x), np.int32)
-    _search(x, unit_starts, classes, class_shift, machine.next_state, levels, rates, multiplier, symbols)
+    if shifts is None:
+        shifts = np.zeros((len(rates), 2), np.float32)
+    table = machine.next_state
+
+    def part(some: npt.NDArray[np.int64]) -> None:
+        _search(x, some, classes, class_shift, table, levels, shifts, rates, multiplier, symbols)
+
+    _in_parts(part, unit_starts)
     return symbols
+
+
+def _in_parts(function: Callable[[npt.NDArray[np.int64]], None], unit_starts: npt.NDArray[np.int64]) -> None:
+    # Each thread gets some of the units. Threads rather than numba's own, which take seconds more to compile.
+    n_units = len(unit_starts) - 1
+    n_parts = min(numba.get_num_threads(), n_units)
+    if n_parts < 2:
+        function(unit_starts)
+        return
+    bounds = [n_units * part // n_parts for part in range(n_parts + 1)]
+    with ThreadPoolExecutor(n_parts) as pool:
+        spans = [unit_starts[first : last + 1] for first, last in itertools.pairwise(bounds)]
+        list(pool.map(function, spans))
 
 
 def quantisers(symbols: Ints, unit_starts: npt.NDArray[np.int64], machine: Trellis) -> npt.NDArray[np.uint8]:
     """Which quantiser, 0 or 1, each symbol uses: uint8 `[n]`."""
     out = np.zeros(len(symbols), np.uint8)
     if machine.n_states > 1:
-        _quantisers(symbols, unit_starts, machine.next_state, out)
+        _in_parts(lambda some: _quantisers(symbols, some, machine.next_state, out), unit_starts)
     return out
 
 

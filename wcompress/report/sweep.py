@@ -27,6 +27,8 @@ from wcompress.report.pipeline import StageProgress, within
 from wcompress.report.render import Cell, Column, Page, Picture, Section, Table
 from wcompress.tasks import Task, load_task
 
+SWEEP_BITS = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.7)
+
 
 @dataclass(frozen=True)
 class SweepSetting:
@@ -115,13 +117,15 @@ class Report:
 
 
 def default_settings(options: PackOptions) -> list[SweepSetting]:
-    """What is swept for a method: for `paper` the size of the latent.
+    """What is swept for a method: for `paper` the size of the latent, for `vae` the bits a weight.
 
     Args:
         options: everything else.
     """
     if options.method == "paper":
         return [SweepSetting(f"latent {n}", replace(options, latent_dim=n)) for n in SWEEP_LATENT_DIMS]
+    if options.method == "vae":
+        return [SweepSetting(f"{bits:g} bits", replace(options, bits_per_weight=bits)) for bits in SWEEP_BITS]
     return [SweepSetting(options.method, options)]
 
 

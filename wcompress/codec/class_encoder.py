@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.codec.class_model import ClassModel
 from wcompress.codec.levels import LEVEL_UNITS, Levels
 from wcompress.codec.scales import ScaleModel, fit_latent_table
+from wcompress.codec.solution import EncoderConfig, Solution, centroids, symbol_limit, with_energy
 from wcompress.codec.symbols import LOW_BITS, ClassTables, fit_tables, upper
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy.bits import BitWriter
@@ -27,21 +29,7 @@ from wcompress.vae.prior import (
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
-_MAX_SYMBOL = 1 << 14
 _TRAINING_BLOCKS = 512
-
-
-@dataclass(frozen=True)
-class Solution:
-    """Everything that is stored, at one step."""
-
-    step: float
-    scales: ScaleModel
-    tables: ClassTables
-    levels: Levels
-    symbols: Ints
-    squared_error: float
-    symbol_bits: float
 
 
 def sub_features(magnitudes: Floats, sequencing: Sequencing) -> Floats:
@@ -103,31 +91,8 @@ def table_rates(tables: ClassTables, fallback: npt.NDArray[np.float32]) -> npt.N
     return rates
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
-    """How hard to look.
-
-    Attributes:
-        machine: the trellis.
-        multiplier: Lagrangian of the search, in squared steps a bit.
-        use_prior: consider the VAE prior.
-        prior_steps: training steps of the prior.
-        passes: searches after the first, at one step.
-        seed: of the prior's training.
-        device: a torch device name, for the prior's training.
-    """
-
-    machine: Trellis
-    multiplier: float = 0.22
-    use_prior: bool = True
-    prior_steps: int = 300
-    passes: int = 3
-    seed: int = 0
-    device: str = "cpu"
-
-
-class VaeEncoder:
-    """Looks for the cheapest way to store one sequence of weights at a given step.
+class ClassEncoder:
+    """Looks for the cheapest way to store one sequence of weights at a given step under class tables.
 
     Args:
         weights: float64 `[n]`, already divided by their tensors' own scales.
@@ -157,13 +122,16 @@ class VaeEncoder:
         fallback = None
         rates = None
         if start is not None:
-            scales, levels = start.scales, start.levels
+            assert isinstance(start.model, ClassModel)
+            scales, levels = start.model.scales, start.levels
             # Within a class's width the classes stay, and tables follow: the size then has no jumps in the step.
             moved = UNITS_PER_CLASS * round(UNITS_PER_OCTAVE / UNITS_PER_CLASS * math.log2(start.step / step))
             scales = replace(scales, bases=tuple(base + moved for base in scales.bases))
-        limit = self._limit(x)
+        limit = symbol_limit(x, config.machine)
         fallback = parametric_rates(config.machine, limit)
-        rates = fallback if start is None else table_rates(start.tables, fallback)
+        rates = fallback
+        if start is not None and isinstance(start.model, ClassModel):
+            rates = table_rates(start.model.tables, fallback)
         solution = None
         n_passes = config.passes + (start is None)
         for number in range(n_passes):
@@ -172,13 +140,10 @@ class VaeEncoder:
                 scales = self._with_prior(static, solution, rates)
             solution = self._pass(step, x, scales, levels, rates)
             levels = solution.levels
-            rates = table_rates(solution.tables, fallback)
+            assert isinstance(solution.model, ClassModel)
+            rates = table_rates(solution.model.tables, fallback)
         assert solution is not None
         return solution
-
-    def _limit(self, x: npt.NDArray[np.float32]) -> int:
-        largest = float(np.abs(x).max(initial=0.0))
-        return int(min(largest / self.config.machine.spacing + 2, _MAX_SYMBOL))
 
     def _pass(
         self,
@@ -205,23 +170,20 @@ class VaeEncoder:
         which = quantisers(symbols, sequencing.unit_starts, machine)
         each = classes[self._sub_of]
         tables = fit_tables(symbols, which, each)
-        levels = self._centroids(x, symbols, which)
+        levels = centroids(x, symbols, which, machine)
+        if self.config.keep_energy:
+            levels = with_energy(levels, x, symbols, which, machine)
         error = x - levels.units(symbols, which, machine) / LEVEL_UNITS
         bits = float(table_rates(tables, rates)[each, which, symbols + limit].sum())
         return Solution(
-            step, scales, tables, levels, symbols, float(np.square(error, dtype=np.float64).sum()) * step**2, bits
+            step,
+            ClassModel(scales, tables),
+            levels,
+            symbols,
+            None,
+            float(np.square(error, dtype=np.float64).sum()) * step**2,
+            bits,
         )
-
-    def _centroids(self, x: npt.NDArray[np.float32], symbols: Ints, which: npt.NDArray[np.uint8]) -> Levels:
-        magnitude = np.minimum(np.abs(symbols), 3)
-        nominal = Levels().units(symbols, which, self.config.machine) / LEVEL_UNITS
-        inward = np.sign(symbols) * (nominal - x)
-        group = which.astype(np.int64) * 4 + magnitude
-        totals = np.bincount(group, weights=inward, minlength=8)
-        counts = np.bincount(group, minlength=8)
-        offsets = np.rint(LEVEL_UNITS * totals / np.maximum(counts, 1)).clip(-64, 63).astype(int)
-        rows = [tuple(int(v) for v in offsets[4 * q + 1 : 4 * q + 4]) for q in (0, 1)]
-        return Levels((rows[0], rows[1]))  # type: ignore[arg-type]
 
     def _with_prior(self, static: ScaleModel, solution: Solution, rates: npt.NDArray[np.float32]) -> ScaleModel:
         from wcompress.vae.prior_training import PriorConfig, train_prior
@@ -316,11 +278,3 @@ def refine_latents(
                     latents = np.where(better, tried, latents)
                     now = symbol_bits(latents)
     return latents
-
-
-def header_bits(solution: Solution) -> int:
-    """Bits of everything but the symbols: scales, decoder, latents, tables."""
-    writer = BitWriter()
-    latent_bytes = solution.scales.write(writer)
-    solution.tables.write(writer)
-    return writer.n_bits + 8 * len(latent_bytes)

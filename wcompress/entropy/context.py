@@ -1,0 +1,419 @@
+"""Symbols of trellis-quantised weights ↔ bytes, each under a distribution that follows from the symbols before it.
+
+A weight's scale is told by the weights around it, its row, its column and the VAE prior, through a small network; its
+sign, where layers look at images or sound, by its neighbours. Both pick adaptive binary probabilities, several sets of
+which are mixed. Everything is integer arithmetic, so a decoder on any machine follows the encoder step by step.
+
+Source: autoregressive hyperpriors (Minnen et al., "Joint autoregressive and hierarchical priors", arXiv 1809.02736);
+logistic mixing and adaptive states (Mahoney, "Data Compression Explained", chapter 4).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from wcompress.entropy.binary import POSITION, code_bit, code_bits, code_exp_golomb, finish, start
+
+Ints = npt.NDArray[np.int64]
+Symbols = npt.NDArray[np.int32]
+
+N_FEATURES = 10
+"""Features of a weight, see `_features` in the source; the last is what the VAE prior says."""
+
+N_TAPS = 8
+"""Neighbours that predict a sign: two before, two above, above before and after, two a lag away."""
+
+UNITS_PER_OCTAVE = 16
+"""Of features and scales here."""
+
+LOWEST = -6 * UNITS_PER_OCTAVE
+N_SCALES = 216  # 1/8 octaves from LOWEST on
+MAX_SYMBOL = 1 << 18
+_N_BINS = 18
+_N_RATIOS = 16
+_MAX_TENSORS = 32
+_SET_SIZE = 32 * 128
+_LIMIT = 255
+_PROBABILITY_BITS = 22
+_FRACTION = 12  # bits after the point of running means
+
+
+def _squash_table() -> npt.NDArray[np.int64]:
+    # 65536 / (1 + e^(−x/256)), x = −2047 … 2047. No value is near a tie, see the test, so any libm gives these.
+    return np.array([round(65536 / (1 + math.exp(-x / 256))) for x in range(-2047, 2048)], np.int64)
+
+
+def _stretch_table(squash: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    # The inverse: of a probability's upper 12 bits, the first x that reaches its middle.
+    return np.searchsorted(squash, 16 * np.arange(4096) + 8).clip(0, 4094).astype(np.int64) - 2047
+
+
+def _log_table() -> npt.NDArray[np.int64]:
+    # floor(16 · log2(1 + (i + ½)/256)), which is exact: the values are irrational and far from whole.
+    return np.array([math.floor(16 * math.log2(1 + (i + 0.5) / 256)) for i in range(256)], np.int64)
+
+
+SQUASH = _squash_table()
+STRETCH = _stretch_table(SQUASH)
+LOG = _log_table()
+RATES = np.array([655360 // (10 * n + 16) for n in range(_LIMIT + 1)], np.int64)
+"""65536 / (n + 1.6): how far a probability moves after n symbols."""
+
+
+@numba.njit(cache=True)
+def _log2(x: int, log: Ints) -> int:
+    # 16 · log2(x) for x ≥ 1, rounded down
+    bits = 0
+    y = x
+    if y >= 1 << 32:
+        y >>= 32
+        bits += 32
+    if y >= 1 << 16:
+        y >>= 16
+        bits += 16
+    if y >= 1 << 8:
+        y >>= 8
+        bits += 8
+    if y >= 1 << 4:
+        y >>= 4
+        bits += 4
+    if y >= 1 << 2:
+        y >>= 2
+        bits += 2
+    if y >= 2:
+        bits += 1
+    mantissa = (x << (8 - bits) if bits <= 8 else x >> (bits - 8)) & 255
+    return int(16 * bits + log[mantissa])
+
+
+@numba.njit(cache=True)
+def _mean_log(total: int, count: int, log: Ints) -> int:
+    # 16 · log2(total / count + 0.08), both with 12 bits after the point
+    return _log2(total + ((328 * count) >> 12) + 1, log) - _log2(count, log)
+
+
+@numba.njit(cache=True)
+def _sign(x: int) -> int:
+    return 1 if x > 0 else (-1 if x < 0 else 0)
+
+
+@numba.njit(cache=True)
+def _learn(p: Ints, counts: npt.NDArray[np.int16], index: int, bit: bool, rates: Ints) -> None:
+    count = counts[index]
+    target = (1 << _PROBABILITY_BITS) - 1 if bit else 0
+    p[index] += ((target - p[index]) * rates[count]) >> 16
+    if count < _LIMIT:
+        counts[index] = count + 1
+
+
+@numba.njit(cache=True)
+def _first_guess(p: Ints, counts: npt.NDArray[np.int16], ratio: int, at: int, shape: int, squash: Ints) -> int:
+    # Of a probability never used: what a scale nearby has learnt, or the same scale unexpected, or a logistic function.
+    row = ratio * N_SCALES
+    for distance in range(1, 9):
+        if at >= distance and counts[row + at - distance] > 1:
+            return int(p[row + at - distance])
+        if at + distance < N_SCALES and counts[row + at + distance] > 1:
+            return int(p[row + at + distance])
+    if counts[at] > 1:
+        return int(p[at])
+    return int(squash[min(max(2047 + 11 * shape, 0), 4094)] << 6)
+
+
+@numba.njit(cache=True, nogil=True)
+def run_unit(
+    first: int,
+    last: int,
+    tensor: int,
+    trellis_unit: int,
+    decode: bool,
+    symbols: Symbols,
+    trellis_starts: Ints,
+    next_state: Symbols,
+    starts: Ints,
+    columns: Ints,
+    lags: Ints,
+    bases: Ints,
+    latent_scales: Ints,
+    sub_shift: int,
+    linear: Ints,
+    weights_in: Ints,
+    weights_out: Ints,
+    taps: Ints,
+    n_sets: int,
+    squash: Ints,
+    stretch: Ints,
+    log: Ints,
+    rates: Ints,
+    buffer: npt.NDArray[np.uint8],
+    n_bytes: int,
+    features_out: npt.NDArray[np.int16],
+    scales_out: npt.NDArray[np.int16],
+    ratios_out: npt.NDArray[np.int8],
+) -> int:
+    """Code one unit of the sequence, or decode it.
+
+    Args:
+        first, last: where in the sequence the unit lies.
+        tensor, trellis_unit: those that `first` lies in.
+        decode: fill `symbols`; otherwise they are given.
+        symbols: int32 `[n]` of the whole sequence.
+        trellis_starts: where the trellis starts from state 0.
+        next_state: of the trellis, `[n_states, 2]`.
+        starts: where each tensor begins, and where the last ends.
+        columns, lags: of each tensor: length of a row, and a further distance at which weights are alike, or 0.
+        bases: mean magnitude of each tensor in steps, 12 bits after the point.
+        latent_scales: what the VAE prior says of each sub-block, relative to the base, in 1/16 octave; or empty.
+        sub_shift: log2 of a sub-block's weights.
+        linear: `[N_FEATURES + 1]`, in units of 1/32, the last one for a constant of one octave.
+        weights_in: `[n_hidden, N_FEATURES + 1]`, as `linear`; weights_out: `[n_hidden]`, in units of 1/32.
+        taps: `[n_tensors, N_TAPS]`, in units of 1/64.
+        n_sets: sets of probabilities to mix, 1 to 5; 0 to code nothing.
+        squash, stretch, log, rates: this module's tables.
+        buffer: bytes written, or read.
+        n_bytes: how many of them there are.
+        features_out: int16 `[n, N_FEATURES]`, or empty.
+        scales_out: int16 `[n]`, the scale's index, or empty.
+        ratios_out: int8 `[n]`, signed class of what the symbol is expected to be, or empty.
+
+    Returns:
+        Bytes written, or read; -1 where `buffer` is too short or a symbol out of range.
+    """
+    n_hidden = len(weights_out)
+    spacing = 2 if len(next_state) > 1 else 1
+    one = 1 << _FRACTION
+    n_slots = 2 * _N_BINS
+    half = 1 << (_PROBABILITY_BITS - 1)
+    values = np.zeros(last - first, np.int32)
+    x = np.zeros(N_FEATURES + 1, np.int64)
+    x[N_FEATURES] = UNITS_PER_OCTAVE
+    # Probabilities that a magnitude is larger still, and what they rest on: by scale and expectation; by four contexts.
+    p_scale = np.zeros((n_slots, _N_RATIOS * N_SCALES), np.int64)
+    c_scale = np.zeros((n_slots, _N_RATIOS * N_SCALES), np.int16)
+    n_more = max(n_sets - 1, 0)
+    p_more = np.zeros((n_more, n_slots, _SET_SIZE), np.int64)
+    c_more = np.zeros((n_more, n_slots, _SET_SIZE), np.int16)
+    p_sign = np.full((4, 256), half, np.int64)
+    c_sign = np.zeros((4, 256), np.int16)
+    mix = np.full((n_slots, 5), 8000, np.int64)
+    mix[:, 0] = 36000
+    mix_sign = np.full(4, 20000, np.int64)
+    logit = np.zeros(5, np.int64)
+    at = np.zeros(5, np.int64)
+    sign_at = np.zeros(4, np.int64)
+    flip = np.zeros(4, np.bool_)
+    coder = np.zeros(6, np.int64)
+    start(coder, decode, n_bytes, buffer)
+
+    state = 0
+    i = first
+    while i < last:
+        begin, end = starts[tensor], min(starts[tensor + 1], last)
+        n_columns, lag = columns[tensor], lags[tensor]
+        edge = max(begin - first, 0)
+        base = bases[tensor]
+        base_log = _mean_log(base, one, log)
+        n_lag = lag if 0 < lag < n_columns else 1
+        slow, n_slow = np.zeros(n_columns, np.int64), np.zeros(n_columns, np.int64)
+        fast, n_fast = np.zeros(n_columns, np.int64), np.zeros(n_columns, np.int64)
+        by_lag, n_by_lag = np.zeros(n_lag, np.int64), np.zeros(n_lag, np.int64)
+        row, n_row, row_before = 0, 0, base
+        column = (i - begin) % n_columns
+        tensor_at = min(tensor, _MAX_TENSORS - 1)
+        has_taps = False
+        for t in range(N_TAPS):
+            has_taps = has_taps or taps[tensor, t] != 0
+        while i < end:
+            if i == trellis_starts[trellis_unit]:
+                state = 0
+                trellis_unit += 1
+            if column == n_columns:
+                column = 0
+                row_before = ((row + 4 * base) << _FRACTION) // (n_row + 4 * one)
+                row, n_row = 0, 0
+            j = i - first
+            # Neighbours, and whether they are there.
+            has_1, has_2 = column > 0 and j > edge, column > 1 and j - 1 > edge
+            has_3, has_4 = column > 2 and j - 2 > edge, column > 3 and j - 3 > edge
+            up_1, up_2 = j - n_columns >= edge, j - 2 * n_columns >= edge
+            up_left = column > 0 and j - n_columns > edge
+            up_right = column + 1 < n_columns and up_1
+            lag_1 = lag > 0 and j - lag >= edge and (lag >= n_columns or column >= lag)
+            lag_2 = lag_1 and j - 2 * lag >= edge and (lag >= n_columns or column >= 2 * lag)
+            v_1 = values[j - 1] if has_1 else 0
+            v_2 = values[j - 2] if has_2 else 0
+            v_up_1 = values[j - n_columns] if up_1 else 0
+            v_up_2 = values[j - 2 * n_columns] if up_2 else 0
+            v_up_left = values[j - n_columns - 1] if up_left else 0
+            v_up_right = values[j - n_columns + 1] if up_right else 0
+            v_lag_1 = values[j - lag] if lag_1 else 0
+            v_lag_2 = values[j - 2 * lag] if lag_2 else 0
+            # Logarithms of mean magnitudes, drawn towards the tensor's where little has been seen.
+            m_1 = abs(v_1) << _FRACTION if has_1 else base
+            m_2 = abs(v_2) << _FRACTION if has_2 else base
+            m_3 = abs(values[j - 3]) << _FRACTION if has_3 else base
+            m_4 = abs(values[j - 4]) << _FRACTION if has_4 else base
+            m_up_1 = abs(v_up_1) << _FRACTION if up_1 else base
+            m_up_2 = abs(v_up_2) << _FRACTION if up_2 else base
+            m_up_left = abs(v_up_left) << _FRACTION if up_left else base
+            m_up_right = abs(v_up_right) << _FRACTION if up_right else base
+            m_lag_1 = abs(v_lag_1) << _FRACTION if lag_1 else base
+            m_lag_2 = abs(v_lag_2) << _FRACTION if lag_2 else base
+            x[0] = _mean_log(slow[column] + 2 * base, n_slow[column] + 2 * one, log) - base_log
+            x[1] = _mean_log(fast[column] + 2 * base, n_fast[column] + 2 * one, log) - base_log
+            x[2] = _mean_log(row + 4 * base, n_row + 4 * one, log) - base_log
+            x[3] = _mean_log(4 * m_1 + 3 * m_2 + 2 * m_3 + m_4 + 2 * base, 12 * one, log) - base_log
+            x[4] = _mean_log(4 * m_up_1 + 2 * (m_up_2 + m_up_left + m_up_right + base), 12 * one, log) - base_log
+            x[5] = _mean_log(2 * m_lag_1 + m_lag_2 + base, 4 * one, log) - base_log
+            slot = column % n_lag
+            x[6] = 0
+            if n_lag > 1:
+                x[6] = _mean_log(by_lag[slot] + 4 * base, n_by_lag[slot] + 4 * one, log) - base_log
+            x[7] = _mean_log(row_before, one, log) - base_log
+            wide, n_wide = 2 * base, 2 * one
+            for c in range(max(0, column - 3), min(n_columns, column + 4)):
+                wide += slow[c]
+                n_wide += n_slow[c]
+            x[8] = _mean_log(wide, n_wide, log) - base_log
+            x[9] = latent_scales[i >> sub_shift] if len(latent_scales) else 0
+            for f in range(N_FEATURES if len(features_out) else 0):
+                features_out[i, f] = x[f]
+            total = 0
+            for f in range(N_FEATURES + 1):
+                total += linear[f] * x[f]
+            for h in range(n_hidden):
+                hidden = 0
+                for f in range(N_FEATURES + 1):
+                    hidden += weights_in[h, f] * x[f]
+                total += weights_out[h] * (max(hidden, 0) >> 5)
+            scale = base_log + (total >> 5)
+            scale_at = min(max((scale - LOWEST) >> 1, 0), N_SCALES - 1)
+            expected = 0
+            if has_taps:
+                expected = (
+                    taps[tensor, 0] * v_1
+                    + taps[tensor, 1] * v_2
+                    + taps[tensor, 2] * v_up_1
+                    + taps[tensor, 3] * v_up_2
+                    + taps[tensor, 4] * v_up_left
+                    + taps[tensor, 5] * v_up_right
+                    + taps[tensor, 6] * v_lag_1
+                    + taps[tensor, 7] * v_lag_2
+                )
+            side = _sign(expected)
+            ratio = 0
+            if side != 0:
+                # From a quarter of the scale on, in half octaves.
+                relative = _log2(abs(expected), log) - 6 * UNITS_PER_OCTAVE - max(scale, LOWEST)
+                ratio = min(max((relative + 36) >> 3, 0), 7)
+            if len(scales_out):
+                scales_out[i] = scale_at
+                ratios_out[i] = side * ratio
+            k = symbols[i]
+            quantiser = state & 1
+            if n_sets > 0:
+                # Lower bits of large symbols are as good as uniform and stay out of the probabilities.
+                n_low = max(0, (scale_at >> 3) - 11 + spacing) if scale_at < N_SCALES - 1 else 14
+                rounding = (1 << n_low) >> 1
+                head = (k + rounding) >> n_low
+                magnitude = abs(head)
+                shape = max(-160, min(160, scale - 16 * n_low - 8))
+                at[1] = tensor_at * 128 + (scale_at >> 1)
+                local = min(max((x[3] >> 3) + 12, 0), 31)
+                at[2] = (scale_at >> 2) * 32 + local
+                at[3] = (scale_at >> 2) * 32 + min(max((x[4] >> 3) + 12, 0), 31)
+                at[4] = min(max((x[0] >> 3) + 12, 0), 31) * 32 + min(max((x[2] >> 3) + 12, 0), 31)
+                negative = False
+                b = 0
+                while b < _N_BINS - 1:
+                    slot_at = 2 * b + quantiser
+                    ratio_at = ratio
+                    if b > 0 and ratio > 0 and (side > 0) == negative:
+                        ratio_at = 8 + ratio
+                    at[0] = ratio_at * N_SCALES + scale_at
+                    if c_scale[slot_at, at[0]] == 0:
+                        guess = _first_guess(p_scale[slot_at], c_scale[slot_at], ratio_at, scale_at, shape, squash)
+                        p_scale[slot_at, at[0]] = guess
+                        c_scale[slot_at, at[0]] = 1
+                    probability = p_scale[slot_at, at[0]] >> (_PROBABILITY_BITS - 16)
+                    if n_sets > 1:
+                        logit[0] = stretch[p_scale[slot_at, at[0]] >> (_PROBABILITY_BITS - 12)]
+                        dot = mix[slot_at, 0] * logit[0]
+                        for s in range(1, n_sets):
+                            if c_more[s - 1, slot_at, at[s]] == 0:
+                                c_more[s - 1, slot_at, at[s]] = 1
+                                p_more[s - 1, slot_at, at[s]] = p_scale[slot_at, at[0]]
+                            logit[s] = stretch[p_more[s - 1, slot_at, at[s]] >> (_PROBABILITY_BITS - 12)]
+                            dot += mix[slot_at, s] * logit[s]
+                        probability = squash[min(max(2047 + (dot >> 16), 0), 4094)]
+                    probability = min(max(probability, 24), 65536 - 24)
+                    bit = code_bit(coder, decode, magnitude > b, probability, buffer)
+                    if n_sets > 1:
+                        error = (65536 if bit else 0) - probability
+                        for s in range(n_sets):
+                            mix[slot_at, s] += (logit[s] * error + 8192) >> 14
+                        for s in range(1, n_sets):
+                            _learn(p_more[s - 1, slot_at], c_more[s - 1, slot_at], at[s], bit, rates)
+                    _learn(p_scale[slot_at], c_scale[slot_at], at[0], bit, rates)
+                    if not bit:
+                        break
+                    b += 1
+                    if b > 1:
+                        continue
+                    # The sign, as soon as there is one.
+                    probability = 32768
+                    if has_taps:
+                        pair = 3 * _sign(v_1) + _sign(v_2)
+                        up_pair = 3 * _sign(v_up_1) + _sign(v_up_2)
+                        lag_pair = 3 * _sign(v_lag_1) + _sign(v_lag_2)
+                        sign_at[0], flip[0] = ratio * 32 + (scale_at >> 3), side < 0
+                        sign_at[1], flip[1] = tensor_at * 8 + abs(pair), pair < 0
+                        sign_at[2], flip[2] = tensor_at * 8 + abs(up_pair), up_pair < 0
+                        sign_at[3], flip[3] = tensor_at * 8 + abs(lag_pair), lag_pair < 0
+                        dot = 0
+                        for s in range(4):
+                            logit[s] = stretch[p_sign[s, sign_at[s]] >> (_PROBABILITY_BITS - 12)]
+                            if flip[s]:
+                                logit[s] = -logit[s]
+                            dot += mix_sign[s] * logit[s]
+                        probability = squash[min(max(2047 + (dot >> 16), 0), 4094)]
+                        probability = min(max(probability, 24), 65536 - 24)
+                    positive = code_bit(coder, decode, head > 0, probability, buffer)
+                    negative = not positive
+                    if has_taps:
+                        error = (65536 if positive else 0) - probability
+                        for s in range(4):
+                            mix_sign[s] += (logit[s] * error + 8192) >> 14
+                            _learn(p_sign[s], c_sign[s], sign_at[s], positive != flip[s], rates)
+                if b == _N_BINS - 1:
+                    b += code_exp_golomb(coder, decode, magnitude - b + 1, buffer) - 1
+                rest = code_bits(coder, decode, k - (head << n_low) + rounding, n_low, buffer)
+                if decode:
+                    k = ((-b if negative else b) << n_low) + rest - rounding
+                    if abs(k) > MAX_SYMBOL:
+                        return -1
+                    symbols[i] = k
+            nominal = spacing * abs(k) - (1 if quantiser == 1 and k != 0 else 0)
+            values[j] = nominal if k > 0 else -nominal
+            state = next_state[state, k & 1]
+            m = nominal << _FRACTION
+            row += m - (row >> 6)
+            n_row += one - (n_row >> 6)
+            slow[column] += m - (slow[column] >> 6)
+            n_slow[column] += one - (n_slow[column] >> 6)
+            fast[column] += m - (fast[column] >> 2)
+            n_fast[column] += one - (n_fast[column] >> 2)
+            by_lag[slot] += m - (by_lag[slot] >> 6)
+            n_by_lag[slot] += one - (n_by_lag[slot] >> 6)
+            column += 1
+            i += 1
+        tensor += 1
+        while i < last and starts[tensor + 1] <= i:
+            tensor += 1
+    if decode or n_sets == 0:
+        return int(coder[POSITION])
+    return finish(coder, buffer)
