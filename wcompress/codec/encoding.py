@@ -58,7 +58,7 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
     Raises:
         TargetUnreachable: no archive meets the target.
     """
-    entries = _entries(checkpoint, options.method)
+    entries = entries_of(checkpoint, options.method)
     tensors = {kind: _of_kind(checkpoint, entries, kind) for kind in ("coded", "fine", "raw")}
     raw = encode_raw(tensors["raw"].values())
     if options.method == "paper":
@@ -147,7 +147,8 @@ def _of_kind(checkpoint: Checkpoint, entries: tuple[TensorEntry, ...], kind: str
     return {entry.name: checkpoint.tensors[entry.name] for entry in entries if entry.kind == kind}
 
 
-def _entries(checkpoint: Checkpoint, method: str) -> tuple[TensorEntry, ...]:
+def entries_of(checkpoint: Checkpoint, method: str) -> tuple[TensorEntry, ...]:
+    """How a method keeps each tensor of a checkpoint."""
     positions = {name: index for index, name in enumerate(checkpoint.tensors)}
     entries: list[TensorEntry] = []
     for name, tensor in checkpoint.tensors.items():

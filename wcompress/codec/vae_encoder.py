@@ -176,6 +176,30 @@ class VaeEncoder:
         assert solution is not None
         return solution
 
+    def describe(self, symbols: Ints) -> list[Solution]:
+        """Ways to store given symbols of a scalar quantiser: under static tables, and under the prior if it differs.
+
+        Args:
+            symbols: int32 `[n]`; the encoder's weights are the same numbers.
+        """
+        x = symbols.astype(np.float32)
+        rates = parametric_rates(self.config.machine, self._limit(x))
+        static = ScaleModel(
+            base_scales(self.weights, 1.0, self.sequencing), None, np.zeros((0, self.sequencing.latent_dim), np.int64)
+        )
+        found = [self._fixed(static, symbols)]
+        if self.config.use_prior and len(x):
+            scales = self._with_prior(static, found[0], rates)
+            if scales is not static:
+                found.append(self._fixed(scales, symbols))
+        return found
+
+    def _fixed(self, scales: ScaleModel, symbols: Ints) -> Solution:
+        classes = scales.classes(self.sequencing.tensor_of_sub)
+        which = quantisers(symbols, self.sequencing.unit_starts, self.config.machine)
+        tables = fit_tables(symbols, which, classes[self._sub_of])
+        return Solution(1.0, scales, tables, Levels(), symbols, 0.0, 0.0)
+
     def _limit(self, x: npt.NDArray[np.float32]) -> int:
         largest = float(np.abs(x).max(initial=0.0))
         return int(min(largest / self.config.machine.spacing + 2, _MAX_SYMBOL))
