@@ -18,6 +18,7 @@ LAYERS = [
     ["checkpoint", "blocks", "vae", "quantize", "entropy", "archive", "tasks"],
     ["codec"],
     ["evaluate"],
+    ["refine"],
     ["api"],
     ["report"],
     ["cli"],

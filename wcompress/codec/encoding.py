@@ -43,6 +43,7 @@ class Encoded:
         padding: zeros at the end of the last block.
         n_latents: numbers in all latents.
         history: of the paper's VAE.
+        method: whose sections these are.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -50,6 +51,7 @@ class Encoded:
     padding: int = 0
     n_latents: int = 0
     history: TrainingHistory | None = field(default=None, repr=False)
+    method: str = "vae"
 
 
 def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
@@ -67,7 +69,9 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
         encoded = Encoded(entries, {"symbols": encode_lossless(tensors["coded"]) if tensors["coded"] else b""})
     else:
         encoded = _vae(checkpoint, entries, tensors, options, device, progress, len(raw))
-    return Encoded(entries, {**encoded.payloads, "raw": raw}, encoded.padding, encoded.n_latents, encoded.history)
+    return Encoded(
+        entries, {**encoded.payloads, "raw": raw}, encoded.padding, encoded.n_latents, encoded.history, options.method
+    )
 
 
 def _paper(

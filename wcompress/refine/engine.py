@@ -207,7 +207,8 @@ class Refiner:
 
     def _fit(self, symbols: Tensor) -> None:
         rates = self._rate_model.fit(symbols)
-        first = rates.nonzero - rates.zero + rates.further[self._owner, 0]
+        # Never pushed away from zero: where most are not zero, zeros are dear, and would never come about.
+        first = (rates.nonzero - rates.zero + rates.further[self._owner, 0]).clamp(min=1.0)
         second = (rates.further[:, 1] - rates.further[:, 0]).clamp(min=0.5)[self._owner]
         third = (rates.further[:, 2] - rates.further[:, 1]).clamp(min=0.5)[self._owner]
         self._slopes = (first, second, third)
@@ -228,7 +229,7 @@ class Refiner:
         self.weights.clear_gradients()
         loss = self._compare(batch)
         try:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         except RuntimeError as error:
             raise TaskError(f"refining: the model cannot be trained ({error}); use --refine off") from error
         return float(loss.detach())

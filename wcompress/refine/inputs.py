@@ -168,7 +168,7 @@ def _joined(batches: list[Batch]) -> Batch | None:
     first = batches[0]
     keys = list(first) if isinstance(first, dict) else None
     for batch in batches:
-        if type(batch) is not type(first) or (keys is not None and list(batch) != keys):  # type: ignore[arg-type]
+        if type(batch) is not type(first) or (keys is not None and list(batch) != keys):
             return None
     columns = list(zip(*(tensors_of(batch) for batch in batches), strict=False))
     if any(len(tensors_of(batch)) != len(columns) for batch in batches):

@@ -53,7 +53,9 @@ class ActivityRates:
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], *, pseudo: float = 2.0) -> None:
-        self._shapes = [(shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape)) for shape in shapes]
+        self._shapes = [
+            (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape)) for shape in shapes
+        ]
         self._sizes = [rows * columns for rows, columns in self._shapes]
         self._pseudo = pseudo
 

@@ -1,9 +1,8 @@
-"""From a goal to symbols: one training run in which λ is steered, then settles, and is corrected.
+"""From a goal to symbols: training in cycles, each of which settles, is measured, and goes on from the one before.
 
-First λ rises until the validation score is as low as it may be while the learning rate is high, or until the symbols
-fit; then the learning rate falls and the model recovers. What that gives is measured, λ is corrected, and a few short
-cycles go on from there. Every state in which the model had settled is a candidate; the smallest that keeps to the goal
-wins.
+In each cycle the learning rate starts high and falls to nothing. What the settled model comes to in bytes and in drop
+on validation says how λ has to change for the next cycle. Every settled state is a candidate; the smallest that keeps
+to the goal wins.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ Measure = Callable[[GivenSymbols], tuple[Encoded, int, float]]
 """Symbols → what is stored, its bytes with all that an archive has, and its drop on validation, in points."""
 
 _CHECKS = 40
-_ROAM, _SETTLE = 0.5, 0.25
-_WARM = 0.02
-_FREEZE_LR = 0.5
-_START_STRENGTH = 0.1
-_GAIN = 0.35
-_EXCESS = 2.0
-_CORRECTIONS = 3
-_CORRECTION_LR = 0.4
+_CYCLES = (0.3, 0.16, 0.14, 0.14, 0.13, 0.13)
+"""Shares of the work. The first is long: it has to find which weights can go."""
+_CYCLE_LR = (1.0, 0.7, 0.6, 0.6, 0.5, 0.4)
+_WARM = 0.05
+_FREEZE = 0.5
+_START_STRENGTH = 1.5
+_GAIN = 0.25
 
 
 @dataclass(frozen=True)
@@ -80,19 +78,21 @@ class SearchState:
         done: training steps taken.
         spent_s: seconds spent, earlier sittings included.
         strength: λ.
-        stage: 0 while λ is steered, 1 while the first run settles, 2, 3, … in corrections.
-        fraction_at_stage: of the whole work, when the stage began.
-        last_drop: on validation when last looked at, points.
+        cycle: number of the cycle.
+        begun: fraction of the work when it began.
+        last_drop: of the last candidate, points.
         next_check: fraction of the work at which to look again.
+        snapped: whether the quantisation steps are on their grid.
     """
 
     done: int = 0
     spent_s: float = 0.0
     strength: float = _START_STRENGTH
-    stage: int = 0
-    fraction_at_stage: float = 0.0
+    cycle: int = 0
+    begun: float = 0.0
     last_drop: float = 0.0
     next_check: float = 0.0
+    snapped: bool = False
 
 
 class RefineSearch:
@@ -102,7 +102,6 @@ class RefineSearch:
         refiner: at its start, or restored.
         goal: what to reach.
         measure: what a settled state comes to.
-        drop_now: validation drop of the refiner's model as it stands, points.
         n_steps: training steps in all.
         limit_s: seconds after which the work is cut to an end, however many steps were done.
         fixed_bytes: of an archive beside the symbols, about.
@@ -115,7 +114,6 @@ class RefineSearch:
         refiner: Refiner,
         goal: Goal,
         measure: Measure,
-        drop_now: Callable[[], float],
         *,
         n_steps: int,
         limit_s: float,
@@ -124,14 +122,13 @@ class RefineSearch:
         save: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.refiner, self.goal = refiner, goal
-        self._measure, self._drop_now = measure, drop_now
+        self._measure = measure
         self._n_steps, self._limit_s, self._fixed_bytes = n_steps, limit_s, fixed_bytes
         self._progress, self._save = progress, save
         self.at = SearchState()
         self.candidates: list[Candidate] = []
         self._started = time.monotonic()
         self._start_bytes = math.nan
-        self._steady: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs; candidates are kept as symbols."""
@@ -152,14 +149,16 @@ class RefineSearch:
 
     def run(self) -> list[Candidate]:
         """All candidates, in the order they were found."""
-        while self._fraction() < 1.0:
-            self._train_one()
+        while self.at.cycle < len(_CYCLES):
+            ending = sum(_CYCLES[: self.at.cycle + 1])
             fraction = self._fraction()
-            ending = self._stage_end()
-            if fraction >= self.at.next_check and fraction < ending:
+            if fraction >= min(ending, 1.0) - 1e-9:
+                self._end_cycle()
+                continue
+            share = (fraction - self.at.begun) / max(ending - self.at.begun, 1e-9)
+            self._train_one(share)
+            if fraction >= self.at.next_check:
                 self._check(fraction)
-            if fraction >= ending:
-                self._end_stage(fraction)
         return self.candidates
 
     def best(self) -> Candidate | None:
@@ -176,12 +175,13 @@ class RefineSearch:
             return min(self.candidates, key=lambda c: c.n_bytes, default=None)
         return min(self.candidates, key=lambda c: c.drop, default=None)
 
-    def _train_one(self) -> None:
-        lr = self._lr()
-        moving = self.at.stage == 0 or (self.at.stage == 1 and lr > _FREEZE_LR)
-        if not moving and self._steady is None:
+    def _train_one(self, share: float) -> None:
+        # Steps move in the first half of the first cycle; after that they stay on the grid, and weights adapt to it.
+        moving = self.at.cycle == 0 and share < _FREEZE
+        if not moving and not self.at.snapped:
             self.refiner.weights.snap_steps()
-            self._steady = {}
+            self.at.snapped = True
+        lr = _CYCLE_LR[self.at.cycle] * min(1.0, 0.1 + share / _WARM) * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
         self.refiner.step(self.at.strength, lr, move_steps=moving)
         self.at.done += 1
 
@@ -194,73 +194,35 @@ class RefineSearch:
         self._count_time()
         return max(self.at.done / self._n_steps, self.at.spent_s / self._limit_s)
 
-    def _stage_end(self) -> float:
-        if self.at.stage == 0:
-            return _ROAM
-        if self.at.stage == 1:
-            return _ROAM + _SETTLE
-        left = 1 - _ROAM - _SETTLE
-        return _ROAM + _SETTLE + left * (self.at.stage - 1) / _CORRECTIONS
-
-    def _lr(self) -> float:
-        fraction = self._fraction()
-        if self.at.stage == 0:
-            return min(1.0, 0.1 + fraction / _WARM)
-        begin, end = self.at.fraction_at_stage, self._stage_end()
-        share = min(1.0, max(0.0, (fraction - begin) / max(end - begin, 1e-9)))
-        top = 1.0 if self.at.stage == 1 else _CORRECTION_LR
-        return top * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-
     def _check(self, fraction: float) -> None:
         at = self.at
         at.next_check = fraction + 1 / _CHECKS
         n_bytes = self.refiner.n_bits() / 8 + self._fixed_bytes
-        if at.stage == 0:
-            if self.goal.n_bytes is not None:
-                self._steer_by_size(n_bytes, fraction)
-            else:
-                self._steer_by_drop()
-        elif self.goal.n_bytes is not None:
-            at.strength *= 1.15 if n_bytes > self.goal.n_bytes else 0.9
+        if self.goal.n_bytes is not None:
+            # Bytes are known at any time. They are to come down evenly through the first cycle and then stay.
+            if math.isnan(self._start_bytes):
+                self._start_bytes = n_bytes
+            share = min(1.0, fraction / (0.8 * _CYCLES[0]))
+            planned = self._start_bytes ** (1 - share) * self.goal.n_bytes**share
+            at.strength *= math.exp(_GAIN * max(-1.0, min(1.0, 3 * math.log(n_bytes / planned))))
         if self._progress is not None:
             figures = {"bytes": n_bytes, "drop": at.last_drop, "distance": self.refiner.distance_ema, "MB": memory_mb()}
             self._progress(round(1000 * fraction), 1000, figures)
         if self._save is not None:
             self._save(self.state())
 
-    def _steer_by_drop(self) -> None:
+    def _end_cycle(self) -> None:
         at = self.at
-        drop = self._drop_now()
-        # Weights take time to leave: what the drop will be is what it is and what it has just become.
-        ahead = drop + max(0.0, drop - at.last_drop)
-        most = _EXCESS * self.goal.allowed
-        lack = (most - ahead) / max(most, 0.05)
-        at.strength *= math.exp(_GAIN * max(-1.0, min(1.0, 2 * lack)))
-        at.last_drop = drop
-
-    def _steer_by_size(self, n_bytes: float, fraction: float) -> None:
-        assert self.goal.n_bytes is not None
-        if math.isnan(self._start_bytes):
-            self._start_bytes = n_bytes
-        share = min(1.0, fraction / (0.9 * _ROAM))
-        planned = self._start_bytes ** (1 - share) * self.goal.n_bytes**share
-        self.at.strength *= math.exp(_GAIN * max(-1.0, min(1.0, 3 * math.log(n_bytes / planned))))
-
-    def _end_stage(self, fraction: float) -> None:
-        at = self.at
-        if at.stage > 0:
-            given = self.refiner.settle()
-            candidate = Candidate(given, *self._measure(given), strength=at.strength)
-            self.candidates.append(candidate)
-            at.last_drop = candidate.drop
-            if self.goal.max_drop is not None:
-                # Before the next cycle: as much dearer as there is room.
-                room = max(self.goal.allowed, 0.05) / max(candidate.drop, 0.1 * max(self.goal.allowed, 0.05))
-                at.strength *= min(2.0, max(0.4, room**0.7))
-        self._count_time()
-        at.stage += 1
-        at.fraction_at_stage = max(self._fraction(), fraction)
-        at.next_check = at.fraction_at_stage + 1 / _CHECKS
+        given = self.refiner.settle()
+        candidate = Candidate(given, *self._measure(given), strength=at.strength)
+        self.candidates.append(candidate)
+        at.last_drop = candidate.drop
+        if self.goal.max_drop is not None:
+            # As much dearer as there is room.
+            allowed = max(self.goal.allowed, 0.02)
+            at.strength *= min(2.5, max(0.4, (allowed / max(candidate.drop, 0.1 * allowed)) ** 0.7))
+        at.cycle += 1
+        at.begun = at.next_check = self._fraction()
         if self._save is not None:
             self._save(self.state())
 

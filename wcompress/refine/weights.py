@@ -18,7 +18,7 @@ from wcompress.checkpoint import Checkpoint
 from wcompress.codec.encoding import entries_of
 from wcompress.codec.given import GivenSymbols
 
-_BIAS_STEP = 0.25
+_BIAS_STEP = 1.0
 _QUARTERS = 4
 
 
@@ -61,7 +61,6 @@ class LatentWeights:
     def __init__(self, model: nn.Module, checkpoint: Checkpoint, *, start_step: float) -> None:
         self.slots, self.loose = _sort(model, checkpoint)
         self.sizes = [slot.numel for slot in self.slots]
-        self.frozen_steps: GridSteps | None = None
         latents, log_steps = [], []
         for slot in self.slots:
             values = slot.targets[0].detach().float().reshape(-1)
@@ -102,7 +101,9 @@ class LatentWeights:
         parts = []
         for slot, step in zip(self.slots, self.steps(), strict=True):
             found = [target.grad.reshape(-1).float() for target in slot.targets if target.grad is not None]
-            parts.append(sum(found[1:], found[0]) * step if found else torch.zeros(slot.numel, device=self.latents.device))
+            parts.append(
+                sum(found[1:], found[0]) * step if found else torch.zeros(slot.numel, device=self.latents.device)
+            )
         return torch.cat(parts)
 
     def clear_gradients(self) -> None:
