@@ -25,7 +25,7 @@ from wcompress.errors import TaskError
 from wcompress.evaluate import build_model
 from wcompress.refine.distil import Distance
 from wcompress.refine.inputs import Inputs, call, mapped
-from wcompress.refine.rate import ActivityRates, RateModel, Rates, total_bits
+from wcompress.refine.rate import ActivityRates, RateModel, total_bits
 from wcompress.refine.weights import LatentWeights
 from wcompress.tasks import Task
 from wcompress.tasks.protocol import Batch
@@ -51,9 +51,9 @@ class RefineConfig:
         seed: of the order of the inputs.
     """
 
-    lr: float = 0.04
+    lr: float = 0.05
     step_lr: float = 0.003
-    start_step: float = 2.0
+    start_step: float = 2.5
     keep_weights: bool = False
     refresh: int = 20
     pull: float = 0.0
@@ -106,7 +106,6 @@ class Refiner:
         )
         sizes = torch.tensor(self.weights.sizes, device=self._device)
         self._owner = torch.repeat_interleave(torch.arange(len(sizes), device=self._device), sizes)
-        self._rates: Rates | None = None
         self._slopes: tuple[Tensor, Tensor, Tensor] | None = None
         self.distance_ema = math.nan
 
@@ -161,10 +160,11 @@ class Refiner:
         symbols = self.weights.symbols()
         return total_bits(self._rate_model.fit(symbols), symbols, self.weights.sizes)
 
+    @torch.no_grad()
     def held_out_distance(self) -> float:
         """Mean distance on inputs that are never trained on; nan where none are held out."""
         self.weights.write(self.weights.symbols())
-        found = [float(self._compare(batch)) for batch in self._held_out()]
+        found = [float(self._compare(batch)) for batch in self.inputs.held_out]
         return sum(found) / len(found) if found else math.nan
 
     def settle(self) -> GivenSymbols:
@@ -188,6 +188,8 @@ class Refiner:
             "weights": self.weights.state(),
             "moments": [m.clone() for m in self._moments],
             "step_moments": [m.clone() for m in self._step_moments],
+            "slopes": None if self._slopes is None else [slope.clone() for slope in self._slopes],
+            "loose_optimizer": None if self._loose_optimizer is None else self._loose_optimizer.state_dict(),
             "n_steps": self.n_steps,
             "inputs": self.inputs.state(),
             "buffers": {name: value.clone() for name, value in self.model.named_buffers()} if self._norms else {},
@@ -203,7 +205,10 @@ class Refiner:
         for name, value in self.model.named_buffers():
             if name in state["buffers"]:
                 value.copy_(state["buffers"][name])
-        self._slopes = None
+        slopes = state["slopes"]
+        self._slopes = None if slopes is None else tuple(slope.to(self._device) for slope in slopes)
+        if self._loose_optimizer is not None:
+            self._loose_optimizer.load_state_dict(state["loose_optimizer"])
 
     def _fit(self, symbols: Tensor) -> None:
         rates = self._rate_model.fit(symbols)
@@ -265,10 +270,6 @@ class Refiner:
         for norm, momentum in zip(self._norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
-
-    @torch.no_grad()
-    def _held_out(self) -> list[Batch]:
-        return self.inputs.held_out
 
     def _placed(self, batch: Batch) -> Batch:
         return mapped(batch, lambda t: t.to(self._device, torch.float32 if t.is_floating_point() else t.dtype))

@@ -23,13 +23,17 @@ Measure = Callable[[GivenSymbols], tuple[Encoded, int, float]]
 """Symbols → what is stored, its bytes with all that an archive has, and its drop on validation, in points."""
 
 _CHECKS = 40
-_CYCLES = (0.3, 0.16, 0.14, 0.14, 0.13, 0.13)
+_CYCLES = (0.6, 0.2, 0.2)
 """Shares of the work. The first is long: it has to find which weights can go."""
-_CYCLE_LR = (1.0, 0.7, 0.6, 0.6, 0.5, 0.4)
+_CYCLE_LR = (1.0, 0.6, 0.5)
+_EXTRA_CYCLES, _EXTRA_SHARE, _EXTRA_CHANGE = 3, 0.15, 0.35
+"""More cycles, as long as no candidate keeps to the goal."""
 _WARM = 0.05
 _FREEZE = 0.5
 _START_STRENGTH = 1.5
 _GAIN = 0.25
+_AIM = 0.99
+_TRIM_ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class SearchState:
         last_drop: of the last candidate, points.
         next_check: fraction of the work at which to look again.
         snapped: whether the quantisation steps are on their grid.
+        excess: how many bytes an archive's symbols took for each that the rate model said, last time.
     """
 
     done: int = 0
@@ -93,6 +98,7 @@ class SearchState:
     last_drop: float = 0.0
     next_check: float = 0.0
     snapped: bool = False
+    excess: float = 1.0
 
 
 class RefineSearch:
@@ -149,17 +155,21 @@ class RefineSearch:
 
     def run(self) -> list[Candidate]:
         """All candidates, in the order they were found."""
-        while self.at.cycle < len(_CYCLES):
-            ending = sum(_CYCLES[: self.at.cycle + 1])
+        while self.at.cycle < len(_CYCLES) or self._misses():
             fraction = self._fraction()
-            if fraction >= min(ending, 1.0) - 1e-9:
+            # A cycle that was begun late, or in another sitting, still has its length.
+            length = _CYCLES[self.at.cycle] if self.at.cycle < len(_CYCLES) else _EXTRA_SHARE
+            share = (fraction - self.at.begun) / length
+            if share >= 1:
                 self._end_cycle()
                 continue
-            share = (fraction - self.at.begun) / max(ending - self.at.begun, 1e-9)
             self._train_one(share)
             if fraction >= self.at.next_check:
                 self._check(fraction)
         return self.candidates
+
+    def _misses(self) -> bool:
+        return self.at.cycle < len(_CYCLES) + _EXTRA_CYCLES and self.best() is None
 
     def best(self) -> Candidate | None:
         """The candidate that serves the goal best; None where none keeps to it."""
@@ -181,7 +191,8 @@ class RefineSearch:
         if not moving and not self.at.snapped:
             self.refiner.weights.snap_steps()
             self.at.snapped = True
-        lr = _CYCLE_LR[self.at.cycle] * min(1.0, 0.1 + share / _WARM) * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
+        top = _CYCLE_LR[min(self.at.cycle, len(_CYCLE_LR) - 1)]
+        lr = top * min(1.0, 0.1 + share / _WARM) * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
         self.refiner.step(self.at.strength, lr, move_steps=moving)
         self.at.done += 1
 
@@ -197,13 +208,13 @@ class RefineSearch:
     def _check(self, fraction: float) -> None:
         at = self.at
         at.next_check = fraction + 1 / _CHECKS
-        n_bytes = self.refiner.n_bits() / 8 + self._fixed_bytes
+        n_bytes = at.excess * self.refiner.n_bits() / 8 + self._fixed_bytes
         if self.goal.n_bytes is not None:
             # Bytes are known at any time. They are to come down evenly through the first cycle and then stay.
             if math.isnan(self._start_bytes):
                 self._start_bytes = n_bytes
             share = min(1.0, fraction / (0.8 * _CYCLES[0]))
-            planned = self._start_bytes ** (1 - share) * self.goal.n_bytes**share
+            planned = self._start_bytes ** (1 - share) * (_AIM * self.goal.n_bytes) ** share
             at.strength *= math.exp(_GAIN * max(-1.0, min(1.0, 3 * math.log(n_bytes / planned))))
         if self._progress is not None:
             figures = {"bytes": n_bytes, "drop": at.last_drop, "distance": self.refiner.distance_ema, "MB": memory_mb()}
@@ -216,15 +227,42 @@ class RefineSearch:
         given = self.refiner.settle()
         candidate = Candidate(given, *self._measure(given), strength=at.strength)
         self.candidates.append(candidate)
+        at.excess = max(0.5, (candidate.n_bytes - self._fixed_bytes) * 8 / max(self.refiner.n_bits(), 1.0))
+        if self.goal.n_bytes is not None and candidate.n_bytes > self.goal.n_bytes:
+            self._trim(candidate)
         at.last_drop = candidate.drop
         if self.goal.max_drop is not None:
             # As much dearer as there is room.
             allowed = max(self.goal.allowed, 0.02)
-            at.strength *= min(2.5, max(0.4, (allowed / max(candidate.drop, 0.1 * allowed)) ** 0.7))
+            change = (allowed / max(candidate.drop, 0.1 * allowed)) ** 0.7
+            at.strength *= min(2.5, max(_EXTRA_CHANGE, change))
         at.cycle += 1
         at.begun = at.next_check = self._fraction()
         if self._save is not None:
             self._save(self.state())
+
+    def _trim(self, candidate: Candidate) -> None:
+        """Adds a candidate that fits: with the symbols nearest to zero left out, as few as do."""
+        weights = self.refiner.weights
+        order = weights.latents.abs()
+        order[weights.symbols() == 0] = math.inf
+        order = order.argsort()
+        n_nonzero = int((weights.symbols() != 0).sum())
+        kept = weights.latents
+        low, high = 0, n_nonzero
+        for _ in range(_TRIM_ROUNDS):
+            n_out = (low + high) // 2
+            weights.latents = kept.clone()
+            weights.latents[order[:n_out]] = 0.0
+            given = weights.given(dict(candidate.given.fine))
+            tried = Candidate(given, *self._measure(given), strength=candidate.strength)
+            assert self.goal.n_bytes is not None
+            if tried.n_bytes <= self.goal.n_bytes:
+                high = n_out
+                self.candidates.append(tried)
+            else:
+                low = n_out
+        weights.latents = kept
 
 
 def given_state(given: GivenSymbols) -> dict[str, Any]:

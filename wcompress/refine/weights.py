@@ -162,7 +162,7 @@ def _sort(model: nn.Module, checkpoint: Checkpoint) -> tuple[list[Slot], dict[st
         name = entry.name
         if entry.kind not in ("coded", "fine") or name not in held or not entry.numel:
             continue
-        if len(entry.shape) > 1 or (name in parameters and entry.shape and _is_centred(checkpoint.tensors[name])):
+        if len(entry.shape) > 1 or (name in parameters and entry.shape and _may_vanish(name, checkpoint.tensors[name])):
             names = [name, *followers.get(name, [])]
             targets = {id(held[n]): held[n] for n in names if n in held}
             slots.append(Slot(name, entry.shape, tuple(targets.values())))
@@ -171,7 +171,9 @@ def _sort(model: nn.Module, checkpoint: Checkpoint) -> tuple[list[Slot], dict[st
     return slots, loose
 
 
-def _is_centred(tensor: Tensor) -> bool:
-    # A bias, which may well become zero; not a norm's gain, which is about one.
+def _may_vanish(name: str, tensor: Tensor) -> bool:
+    # A bias may well become zero; a norm's gain, which is about one, may not.
+    if "bias" in name.rsplit(".", 1)[-1]:
+        return True
     values = tensor.double()
     return float(values.mean().abs()) <= 0.5 * float(values.square().mean().sqrt()) + 1e-12
