@@ -156,7 +156,7 @@ def _against_data_free(
     checkpoint = scored.checkpoint
     if best is not None and checkpoint.original_bytes / best.n_bytes > _DATA_FREE_RATIO:
         return best.encoded
-    plain = replace(options, max_drop=None, refine="off", effort=min(options.effort, 3))
+    plain = replace(options, max_drop=None, refine="off", resume=False, effort=min(options.effort, 2))
     try:
         if best is None and goal.max_drop is not None:
             return _data_free(scored, goal, options, device, None)
@@ -177,7 +177,7 @@ def _data_free(scored: _Scored, goal: Goal, options: PackOptions, device: str, p
     Raises:
         TargetUnreachable: not even the finest does.
     """
-    plain = replace(options, max_drop=None, refine="off")
+    plain = replace(options, max_drop=None, refine="off", resume=False)
     if goal.max_drop is None:
         return encode(scored.checkpoint, plain, device, progress)
     low, high = _DATA_FREE_DB
