@@ -31,7 +31,7 @@ from wcompress.tasks import Task
 DEFAULT_MAX_DROP = 0.5
 """Points, where refinement is asked for and no target is."""
 
-_LIMIT_S = {1: 8.0, 2: 20.0, 3: 60.0, 4: 120.0, 5: 240.0, 6: 480.0, 7: 900.0, 8: 1800.0, 9: 3600.0}
+_LIMIT_S = {1: 8.0, 2: 20.0, 3: 60.0, 4: 120.0, 5: 220.0, 6: 480.0, 7: 900.0, 8: 1800.0, 9: 3600.0}
 _STEPS = {1: 300, 2: 1000, 3: 3000, 4: 6000, 5: 12000, 6: 24000, 7: 48000, 8: 96000, 9: 192000}
 _BATCH = 128
 _FIXED_BYTES = 290

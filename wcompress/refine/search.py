@@ -52,7 +52,7 @@ class Goal:
     def allowed(self) -> float:
         """The drop that a candidate may show, less a margin for what a finite validation set does not see."""
         assert self.max_drop is not None
-        return self.max_drop - min(0.15, 0.25 * abs(self.max_drop))
+        return self.max_drop - min(0.2, 0.4 * abs(self.max_drop))
 
 
 @dataclass(frozen=True)
