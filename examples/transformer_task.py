@@ -59,7 +59,7 @@ def percent_right(model, x, y):
     return 100 * (found == y).float().mean().item()
 
 
-def train(task, epochs=30):
+def train(task, epochs=20):
     torch.manual_seed(0)
     model = task.build()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from wcompress.checkpoint import Checkpoint
@@ -34,10 +35,10 @@ DEFAULT_MAX_DROP = 0.5
 _LIMIT_S = {1: 8.0, 2: 20.0, 3: 60.0, 4: 120.0, 5: 220.0, 6: 480.0, 7: 900.0, 8: 1800.0, 9: 3600.0}
 _STEPS = {1: 300, 2: 1000, 3: 3000, 4: 6000, 5: 12000, 6: 24000, 7: 48000, 8: 96000, 9: 192000}
 _BATCH = 128
-_FIXED_BYTES = 290
 _N_BLOBS = 20_000
 _FEW_INPUTS = 10_000
 _PULL = 0.0
+_MEASURING_EFFORT = 2
 _DATA_FREE_RATIO = 60.0
 _DATA_FREE_DB = (3.0, 40.0)
 _DATA_FREE_ROUNDS = 6
@@ -66,7 +67,7 @@ class RefineEncoder:
             OptionError: there is nothing to resume.
         """
         before = self.task.validate(build_model(self.task, checkpoint.tensors))
-        scored = _Scored(self.task, checkpoint, before)
+        scored = _Scored(self.task, checkpoint, before, options)
         goal = _goal(checkpoint, options)
         if options.refine == "off":
             return _data_free(scored, goal, options, device, progress)
@@ -104,7 +105,7 @@ class RefineEncoder:
             scored.measure,
             n_steps=_STEPS[options.effort],
             limit_s=_LIMIT_S[options.effort],
-            fixed_bytes=_FIXED_BYTES,
+            fixed_bytes=_fixed_bytes(scored.checkpoint, refiner),
             progress=progress,
             save=None if path is None else lambda state: save_state(path, key, state),
         )
@@ -118,18 +119,26 @@ class RefineEncoder:
 class _Scored:
     """Measures archives of one model by a task."""
 
-    def __init__(self, task: Task, checkpoint: Checkpoint, before: float) -> None:
+    def __init__(self, task: Task, checkpoint: Checkpoint, before: float, options: PackOptions) -> None:
         self.task, self.checkpoint, self.before = task, checkpoint, before
+        self._effort, self._seed = min(options.effort, _MEASURING_EFFORT), options.seed
 
     def measure(self, given: GivenSymbols) -> tuple[Encoded, int, float]:
         """See `wcompress.refine.search.Measure`; quickly written."""
-        encoded = encode_given(self.checkpoint, given, effort=2)
+        encoded = encode_given(self.checkpoint, given, effort=self._effort, seed=self._seed)
         return encoded, archive_bytes(self.checkpoint, encoded), self.drop(encoded)
 
     def drop(self, encoded: Encoded) -> float:
         """Points lost on validation by what an archive restores to."""
         restored = restore_encoded(self.checkpoint, encoded)
         return self.before - self.task.validate(build_model(self.task, restored))
+
+
+def _fixed_bytes(checkpoint: Checkpoint, refiner: Refiner) -> int:
+    # Of an archive beside its symbols: what it takes when all of them are zero.
+    given = refiner.weights.given({})
+    nothing = {name: np.zeros_like(symbols) for name, symbols in given.symbols.items()}
+    return archive_bytes(checkpoint, encode_given(checkpoint, replace(given, symbols=nothing), effort=1))
 
 
 def _goal(checkpoint: Checkpoint, options: PackOptions) -> Goal:

@@ -79,7 +79,7 @@ class ActivityRates:
             counts = torch.tensor([ones + 1.0, twos + 0.5, n_active - ones - twos + 0.25])
             bits = -torch.log2(counts / counts.sum())
             further.append(torch.cummax(bits, 0).values)
-        return Rates(torch.cat(zero), torch.cat(nonzero), torch.stack(further))
+        return Rates(torch.cat(zero), torch.cat(nonzero), torch.stack(further).to(symbols.device))
 
     def _excess(self, active: Tensor, n: int, share: float) -> Tensor:
         # Of a row or column, how much likelier than its tensor's a symbol of it is not zero.

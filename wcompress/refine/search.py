@@ -88,6 +88,7 @@ class SearchState:
         next_check: fraction of the work at which to look again.
         snapped: whether the quantisation steps are on their grid.
         excess: how many bytes an archive's symbols took for each that the rate model said, last time.
+        start_bytes: of an archive at the start, about; 0 before it is known.
     """
 
     done: int = 0
@@ -99,6 +100,7 @@ class SearchState:
     next_check: float = 0.0
     snapped: bool = False
     excess: float = 1.0
+    start_bytes: float = 0.0
 
 
 class RefineSearch:
@@ -134,7 +136,6 @@ class RefineSearch:
         self.at = SearchState()
         self.candidates: list[Candidate] = []
         self._started = time.monotonic()
-        self._start_bytes = math.nan
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs; candidates are kept as symbols."""
@@ -211,10 +212,9 @@ class RefineSearch:
         n_bytes = at.excess * self.refiner.n_bits() / 8 + self._fixed_bytes
         if self.goal.n_bytes is not None:
             # Bytes are known at any time. They are to come down evenly through the first cycle and then stay.
-            if math.isnan(self._start_bytes):
-                self._start_bytes = n_bytes
+            at.start_bytes = at.start_bytes or n_bytes
             share = min(1.0, fraction / (0.8 * _CYCLES[0]))
-            planned = self._start_bytes ** (1 - share) * (_AIM * self.goal.n_bytes) ** share
+            planned = at.start_bytes ** (1 - share) * (_AIM * self.goal.n_bytes) ** share
             at.strength *= math.exp(_GAIN * max(-1.0, min(1.0, 3 * math.log(n_bytes / planned))))
         if self._progress is not None:
             figures = {"bytes": n_bytes, "drop": at.last_drop, "distance": self.refiner.distance_ema, "MB": memory_mb()}
