@@ -29,7 +29,7 @@ _CYCLE_LR = (1.0, 0.6, 0.5)
 _EXTRA_CYCLES, _EXTRA_SHARE, _EXTRA_CHANGE = 3, 0.15, 0.35
 """More cycles, as long as no candidate keeps to the goal."""
 _WARM = 0.05
-_FREEZE = 0.5
+_FREEZE = 0.6
 _START_STRENGTH = 1.5
 _GAIN = 0.25
 _AIM = 0.99
@@ -187,8 +187,8 @@ class RefineSearch:
         return min(self.candidates, key=lambda c: c.drop, default=None)
 
     def _train_one(self, share: float) -> None:
-        # Steps move in the first half of the first cycle; after that they stay on the grid, and weights adapt to it.
-        moving = self.at.cycle == 0 and share < _FREEZE
+        # Steps move in the first part of a cycle; after that they stay on the grid, and weights adapt to it.
+        moving = share < _FREEZE
         if not moving and not self.at.snapped:
             self.refiner.weights.snap_steps()
             self.at.snapped = True
@@ -237,6 +237,7 @@ class RefineSearch:
             change = (allowed / max(candidate.drop, 0.1 * allowed)) ** 0.7
             at.strength *= min(2.5, max(_EXTRA_CHANGE, change))
         at.cycle += 1
+        at.snapped = False
         at.begun = at.next_check = self._fraction()
         if self._save is not None:
             self._save(self.state())
