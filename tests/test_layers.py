@@ -19,6 +19,7 @@ LAYERS = [
     ["vae"],
     ["codec"],
     ["evaluate"],
+    ["refine"],
     ["api"],
     ["report"],
     ["cli"],

@@ -12,6 +12,7 @@ import torch
 
 from wcompress.checkpoint import read_checkpoint
 from wcompress.codec import packing
+from wcompress.codec.encoding import encode
 from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.evaluate import score
@@ -53,5 +54,33 @@ def pack(
         task = load_task(task, data_dir=data_dir)
     checkpoint = read_checkpoint(source, key=overrides.get("key", options.key if options else None))
     before = score(task, checkpoint.tensors)
-    result, restored = packing.pack_and_restore(source, output, options, progress=progress, **overrides)
+    result, restored = packing.pack_and_restore(
+        source,
+        output,
+        options,
+        progress=progress,
+        encoder=_encoder(task, source, output, options, overrides),
+        **overrides,
+    )
     return replace(result, task=TaskScore(task.name, task.dataset, before, score(task, restored)))
+
+
+def _encoder(
+    task: Task,
+    source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
+    output: str | os.PathLike[str] | None,
+    options: PackOptions | None,
+    overrides: dict[str, Any],
+) -> packing.Encoder:
+    def wanted(name: str) -> Any:
+        return overrides.get(name, getattr(options or PackOptions(), name))
+
+    if wanted("max_drop") is None and wanted("refine") != "on":
+        return encode
+    from wcompress.refine.packing import RefineEncoder
+    from wcompress.refine.resume import state_path
+
+    if output is None and not isinstance(source, Mapping):
+        output = f"{os.fspath(source)}.wcz"
+    path = None if output is None or wanted("dry_run") else state_path(output)
+    return RefineEncoder(task, state_path=path, resume=wanted("resume"))

@@ -26,6 +26,7 @@ _EPILOG = """Examples:
   wcompress pack model.pt --method vae --ratio 20     or --bits-per-weight 1.6, or --sqnr 15
   wcompress pack model.pt --method lossless
   wcompress pack model.pt --task mnist-fnn     with the accuracy before and after
+  wcompress pack model.pt --method vae --task mnist-fnn --max-drop 0.5
 """
 
 
@@ -46,6 +47,22 @@ _EPILOG = """Examples:
 @click.option(
     "--ratio", type=float, metavar="R", help="Target of method vae: a ratio of at least R, every byte counted."
 )
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="Target of method vae: the smallest archive that loses at most so many points on the task's validation"
+    " examples. Needs --task.",
+)
+@click.option(
+    "--refine",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Train on the task's inputs, without labels, while quantising: far smaller archives, in minutes. auto is on"
+    " with --max-drop; on without a target aims at a drop of 0.5 points.",
+)
+@click.option("--resume", is_flag=True, help="Go on with a refinement that was interrupted.")
 @click.option("--task", help="Score before and after: a built-in name, path/to/file.py or package.module:attribute.")
 @click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters in a block.")
 @click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in a block's latent.")
@@ -62,6 +79,9 @@ def command(
     sqnr: float | None,
     bits_per_weight: float | None,
     ratio: float | None,
+    max_drop: float | None,
+    refine: str,
+    resume: bool,
     task: str | None,
     block_size: int,
     latent_dim: int,
@@ -86,6 +106,9 @@ def command(
         sqnr=sqnr,
         bits_per_weight=bits_per_weight,
         ratio=ratio,
+        max_drop=max_drop,
+        refine=refine,
+        resume=resume,
         block_size=block_size,
         latent_dim=latent_dim,
         hidden=parse_sizes(hidden),
@@ -98,7 +121,13 @@ def command(
         key=key,
     )
     with out.progress(f"Packing {model.name}") as progress:
-        result = pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
+        try:
+            result = pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
+        except KeyboardInterrupt:
+            kept = Path(f"{output or f'{model}.wcz'}.refine")
+            if options.refines and not dry_run and kept.is_file():
+                out.message(f"{kept} has the work so far: run the same again with --resume to go on")
+            raise
     if result.left_out:
         out.message(f"left out (no tensors of the model): {', '.join(result.left_out)}")
     if result.ratio < 1:

@@ -43,6 +43,7 @@ class Encoded:
         padding: zeros at the end of the last block.
         n_latents: numbers in all latents.
         history: of the paper's VAE.
+        method: whose sections these are.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -50,6 +51,7 @@ class Encoded:
     padding: int = 0
     n_latents: int = 0
     history: TrainingHistory | None = field(default=None, repr=False)
+    method: str = "vae"
 
 
 def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
@@ -58,7 +60,7 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
     Raises:
         TargetUnreachable: no archive meets the target.
     """
-    entries = _entries(checkpoint, options.method)
+    entries = entries_of(checkpoint, options.method)
     tensors = {kind: _of_kind(checkpoint, entries, kind) for kind in ("coded", "fine", "raw")}
     raw = encode_raw(tensors["raw"].values())
     if options.method == "paper":
@@ -67,7 +69,9 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
         encoded = Encoded(entries, {"symbols": encode_lossless(tensors["coded"]) if tensors["coded"] else b""})
     else:
         encoded = _vae(checkpoint, entries, tensors, options, device, progress, len(raw))
-    return Encoded(entries, {**encoded.payloads, "raw": raw}, encoded.padding, encoded.n_latents, encoded.history)
+    return Encoded(
+        entries, {**encoded.payloads, "raw": raw}, encoded.padding, encoded.n_latents, encoded.history, options.method
+    )
 
 
 def _paper(
@@ -150,7 +154,8 @@ def _of_kind(checkpoint: Checkpoint, entries: tuple[TensorEntry, ...], kind: str
     return {entry.name: checkpoint.tensors[entry.name] for entry in entries if entry.kind == kind}
 
 
-def _entries(checkpoint: Checkpoint, method: str) -> tuple[TensorEntry, ...]:
+def entries_of(checkpoint: Checkpoint, method: str) -> tuple[TensorEntry, ...]:
+    """How a method keeps each tensor of a checkpoint."""
     positions = {name: index for index, name in enumerate(checkpoint.tensors)}
     entries: list[TensorEntry] = []
     for name, tensor in checkpoint.tensors.items():

@@ -20,6 +20,9 @@ class PackOptions:
         sqnr: target: at least this SQNR, in dB. At most one target is given, and only for method `vae`.
         bits_per_weight: target: at most so many bits of archive a float parameter.
         ratio: target: at least this ratio.
+        max_drop: target: at most so many points lost on a task's validation examples; needs a task.
+        refine: `on` to train on the task's inputs while quantising, `off` not to; `auto` is on with `max_drop`.
+        resume: go on from the checkpoint of a refinement that was interrupted.
         block_size: parameters in a block.
         latent_dim: numbers in a block's latent.
         hidden: for `paper`: sizes of the VAE's hidden layers, from block to latent.
@@ -36,6 +39,9 @@ class PackOptions:
     sqnr: float | None = None
     bits_per_weight: float | None = None
     ratio: float | None = None
+    max_drop: float | None = None
+    refine: str = "auto"
+    resume: bool = False
     block_size: int = BLOCK_SIZE
     latent_dim: int = 64
     hidden: tuple[int, ...] = (512,)
@@ -53,6 +59,8 @@ class PackOptions:
             (self.sqnr is None or -3 <= self.sqnr <= 120, "sqnr", "from −3 to 120 dB"),
             (_positive(self.bits_per_weight), "bits_per_weight", "a positive number"),
             (_positive(self.ratio), "ratio", "a positive number"),
+            (self.max_drop is None or -100 <= self.max_drop <= 100, "max_drop", "from −100 to 100 points"),
+            (self.refine in ("auto", "on", "off"), "refine", "auto, on or off"),
             (8 <= self.block_size <= 1 << 20, "block_size", "from 8 to 1048576"),
             (1 <= self.latent_dim <= 1 << 14, "latent_dim", "from 1 to 16384"),
             (all(1 <= n <= 1 << 16 for n in self.hidden), "hidden", "sizes from 1 to 65536"),
@@ -64,11 +72,20 @@ class PackOptions:
         for holds, name, expected in checks:
             if not holds:
                 raise OptionError(f"{name} {getattr(self, name)!r}: must be {expected}")
-        targets = [name for name in ("sqnr", "bits_per_weight", "ratio") if getattr(self, name) is not None]
+        targets = [name for name in ("sqnr", "bits_per_weight", "ratio", "max_drop") if getattr(self, name) is not None]
         if len(targets) > 1:
             raise OptionError(f"{' and '.join(targets)}: only one target can be met; choose one")
         if targets and self.method != "vae":
             raise OptionError(f"{targets[0]}: method {self.method} cannot aim at a target; use method vae")
+        if self.refine == "on" and (self.sqnr is not None or self.method != "vae"):
+            raise OptionError("refine: needs method vae, and aims at a score or a size, not at an SQNR")
+        if self.resume and not self.refines:
+            raise OptionError("resume: nothing is refined here; ask for it with refine=on or max_drop")
+
+    @property
+    def refines(self) -> bool:
+        """Whether weights are trained further."""
+        return self.refine == "on" or (self.refine == "auto" and self.max_drop is not None)
 
     def archive_bytes(self, original_bytes: int, n_params: int) -> int | None:
         """The most bytes that the archive may have under the target; None without a target of size."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ import torch
 
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
-from wcompress.codec.encoding import Progress, encode
+from wcompress.codec.encoding import Encoded, Progress, encode
 from wcompress.codec.manifest import METHOD_VERSIONS, Manifest
 from wcompress.codec.options import PackOptions
 from wcompress.codec.reading import tensors_digest
-from wcompress.codec.restoring import Restorer
+from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import PackResult
 from wcompress.device import default_threads, resolve_device, torch_threads
 from wcompress.errors import OptionError
 from wcompress.fidelity import compare
 from wcompress.files import atomic_output, check_output
+
+Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
+"""Finds what to store; `encode` is one."""
 
 
 def pack_and_restore(
@@ -33,6 +36,7 @@ def pack_and_restore(
     options: PackOptions | None = None,
     *,
     progress: Progress | None = None,
+    encoder: Encoder = encode,
     **overrides: Any,
 ) -> tuple[PackResult, dict[str, torch.Tensor]]:
     """Make an archive of a model.
@@ -42,6 +46,7 @@ def pack_and_restore(
         output: the archive; by default the source's name with `.wcz` added.
         options: how to pack.
         progress: called as the work goes on.
+        encoder: finds what to store.
         **overrides: fields of `PackOptions` by name.
 
     Returns:
@@ -56,6 +61,8 @@ def pack_and_restore(
         options = replace(options or PackOptions(), **overrides)
     except TypeError as error:
         raise OptionError(f"pack: {error}; see PackOptions for what there is") from error
+    if encoder is encode and (options.max_drop is not None or options.refine == "on"):
+        raise OptionError("max_drop and refine need a task, which says what the model is for")
     start = time.perf_counter()
     source_path = None if isinstance(source, Mapping) else os.fspath(source)
     if output is None:
@@ -70,7 +77,7 @@ def pack_and_restore(
         for shard in checkpoint.shards:
             check_output(output, force=options.force, source=shard)
     with torch_threads(options.threads or default_threads()):
-        encoded = _encode(checkpoint, options, device, progress)
+        encoded = _encode(checkpoint, options, device, progress, encoder)
     with contextlib.ExitStack() as stack:
         if options.dry_run:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
@@ -132,27 +139,24 @@ class _Encoded:
             return writer.finish(self.digest)
 
 
-def _encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> _Encoded:
+def _encode(
+    checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None, encoder: Encoder
+) -> _Encoded:
     start = time.perf_counter()
-    encoded = encode(checkpoint, options, device, progress)
+    encoded = encoder(checkpoint, options, device, progress)
     done = time.perf_counter()
-
-    # What a receiver will see, restored by the receiver's own code from the very bytes that are written.
-    manifest = Manifest(
-        method=options.method,
-        source=checkpoint.source,
-        tensors=encoded.entries,
-        padding=encoded.padding,
-        n_latents=encoded.n_latents,
-        metadata=dict(checkpoint.metadata),
-    )
-    owners = Restorer(manifest, lambda name: encoded.payloads.get(name, b""), METHOD_VERSIONS[options.method]).restore(
-        [entry for entry in encoded.entries if entry.kind != "tie"]
-    )
-    restored = {name: owners[checkpoint.ties.get(name, name)] for name in checkpoint.tensors}
+    restored = restore_encoded(checkpoint, encoded)
     figures = compare(checkpoint.tensors, restored)
     return _Encoded(
-        manifest=replace(manifest, sqnr_db=figures.sqnr_db),
+        manifest=Manifest(
+            method=encoded.method,
+            source=checkpoint.source,
+            tensors=encoded.entries,
+            padding=encoded.padding,
+            n_latents=encoded.n_latents,
+            sqnr_db=figures.sqnr_db,
+            metadata=dict(checkpoint.metadata),
+        ),
         payloads=encoded.payloads,
         restored=restored,
         digest=tensors_digest(restored),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from wcompress.codec.fine import decode_fine
 from wcompress.codec.lossless import LosslessReader
-from wcompress.codec.manifest import Manifest, TensorEntry
+from wcompress.codec.manifest import METHOD_VERSIONS, Manifest, TensorEntry
 from wcompress.codec.paper import PaperReader
 from wcompress.codec.raw import decode_raw
 from wcompress.codec.vae_method import VaeReader
+
+if TYPE_CHECKING:
+    from wcompress.checkpoint import Checkpoint
+    from wcompress.codec.encoding import Encoded
 
 SectionSource = Callable[[str], bytes]
 
@@ -71,3 +75,19 @@ class Restorer:
         return VaeReader(
             entries, {name: section(name) for name in ("decoder", "latents", "tables", "symbols")}, self._version
         )
+
+
+def restore_encoded(checkpoint: Checkpoint, encoded: Encoded) -> dict[str, torch.Tensor]:
+    """What a receiver will see of an encoded model, restored by the receiver's own code from the sections."""
+    manifest = Manifest(
+        method=encoded.method,
+        source=checkpoint.source,
+        tensors=encoded.entries,
+        padding=encoded.padding,
+        n_latents=encoded.n_latents,
+        metadata=dict(checkpoint.metadata),
+    )
+    owners = Restorer(manifest, lambda name: encoded.payloads.get(name, b""), METHOD_VERSIONS[encoded.method]).restore(
+        [entry for entry in encoded.entries if entry.kind != "tie"]
+    )
+    return {name: owners[checkpoint.ties.get(name, name)] for name in checkpoint.tensors}

@@ -76,16 +76,16 @@ class Sequencing:
 
     @cached_property
     def columns(self) -> npt.NDArray[np.int64]:
-        """The length of a row of each tensor as it is flattened: all dimensions but the first, or the last alone."""
-        return np.array(
-            [
-                shape[1]
-                if layout == "positions"
-                else math.prod(shape[axis] for axis in permutation(layout, len(shape))[1:])
-                for shape, layout in zip(self.shapes, self.layouts, strict=True)
-            ],
-            np.int64,
-        ).reshape(-1)
+        """The length of a row of each tensor as it is flattened: all dimensions but the first, or the last alone.
+
+        A tensor of one dimension is one row.
+        """
+        found = []
+        for shape, layout in zip(self.shapes, self.layouts, strict=True):
+            order = permutation(layout, len(shape))
+            row = order[-1:] if layout == "positions" or len(shape) < 2 else order[1:]
+            found.append(max(1, math.prod(shape[axis] for axis in row)))
+        return np.array(found, np.int64)
 
     @cached_property
     def tensor_of_sub(self) -> npt.NDArray[np.intp]:

@@ -14,7 +14,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -112,6 +112,7 @@ class UserTask:
         name: the task's own `name`, or else how it was asked for.
         dataset: its own `dataset`, or else "data of" and its name.
         n_examples: its own `n_examples`, or else 0: not stated.
+        distance, augment, input_shape: its own, or else None; see `Task`.
     """
 
     def __init__(self, inner: Any, origin: _Origin, seed: int = 0) -> None:
@@ -122,6 +123,10 @@ class UserTask:
             self.name = str(getattr(inner, "name", origin.path.stem if origin.path else origin.spec))
             self.dataset = str(getattr(inner, "dataset", f"data of {self.name}"))
             self.n_examples = int(getattr(inner, "n_examples", 0))
+            shape = getattr(inner, "input_shape", None)
+            self.input_shape = None if shape is None else tuple(int(size) for size in shape)
+            self.distance = self._guarded("distance")
+            self.augment = self._guarded("augment")
 
     def build(self) -> nn.Module:
         """Makes the network, untrained; PyTorch's global random state on the CPU is left as it was.
@@ -167,6 +172,18 @@ class UserTask:
             TaskError: the user's code fails, or gives no finite number.
         """
         return self._score("evaluate", model)
+
+    def _guarded(self, name: str) -> Callable[..., Any] | None:
+        """An optional method of the user's, whose failures become a TaskError; None where there is none."""
+        own = getattr(self._inner, name, None)
+        if not callable(own):
+            return None
+
+        def call(*arguments: Any) -> Any:
+            with self._origin.running(f"{name}()"):
+                return own(*arguments)
+
+        return call
 
     def _score(self, method: str, model: nn.Module) -> float:
         with self._origin.running(f"{method}()"):

@@ -51,6 +51,11 @@ class Task(Protocol):
             def evaluate(self, model):        # percent; held-out test, used once, to report
                 return self.score(model, "test")
 
+            # Optional, for refining:
+            # def distance(self, original_output, restored_output): a scalar tensor that can be differentiated
+            # def augment(self, batch, generator): a batch, varied at random
+            # input_shape = (20,): of one input; where calibration() gives nothing, inputs are made up
+
         task = MyTask                         # an instance, a class, or a function that makes one
     """
 

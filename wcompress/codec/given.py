@@ -1,0 +1,125 @@
+"""Encoding symbols that are already chosen: what refinement hands to the codec, and what the codec makes of it.
+
+The narrow door between the two: whoever chooses symbols knows nothing of how they are coded, and the codec nothing of
+why they were chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wcompress.archive import frame_bytes
+from wcompress.checkpoint import Checkpoint
+from wcompress.codec.context_encoder import ContextEncoder
+from wcompress.codec.encoding import Encoded
+from wcompress.codec.fine import encode_fine
+from wcompress.codec.levels import Levels
+from wcompress.codec.manifest import Manifest, TensorEntry
+from wcompress.codec.own_scales import OwnScales
+from wcompress.codec.raw import encode_raw
+from wcompress.codec.solution import EncoderConfig
+from wcompress.codec.vae_method import VaeCode
+from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, LAYOUTS, Sequencing, choose_layout
+from wcompress.quantize.trellis import trellis
+
+Ints = npt.NDArray[np.int32]
+
+GIVEN_FINE_SQNR_DB = 26.0
+"""How precisely fine tensors are kept beside given symbols; what matters of them is refined, or coded."""
+
+
+@dataclass(frozen=True)
+class GivenSymbols:
+    """A model as whole numbers: tensor = symbols · step · 2^(exponent / 4).
+
+    Attributes:
+        step: before a tensor's own scale.
+        symbols: of each coded tensor by name, int32 of the tensor's shape; any float tensor of one or more dimensions
+            may be among them.
+        exponents: of each coded tensor, in quarter octaves.
+        fine: values of float tensors that are not coded and differ from the checkpoint's.
+    """
+
+    step: float
+    symbols: Mapping[str, Ints]
+    exponents: Mapping[str, int]
+    fine: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def encode_given(
+    checkpoint: Checkpoint,
+    given: GivenSymbols,
+    *,
+    block_size: int = 2048,
+    latent_dim: int = 64,
+    effort: int = 5,
+    seed: int = 0,
+) -> Encoded:
+    """Sections for given symbols, each tensor of the checkpoint kept in its kind.
+
+    Args:
+        checkpoint: names, dtypes, ties, and the values of whatever is not given.
+        given: the symbols.
+        block_size, latent_dim: of the prior.
+        effort: 1 to 9.
+        seed: of the training of the model that they are coded under.
+    """
+    entries = _entries(checkpoint, given)
+    fine = {e.name: given.fine.get(e.name, checkpoint.tensors[e.name]) for e in entries if e.kind == "fine"}
+    coded = tuple(e.name for e in entries if e.kind == "coded")
+    arrays = [given.symbols[e.name].astype(np.float64) for e in entries if e.kind == "coded"]
+    sub_size = block_size // latent_dim
+    config = EncoderConfig(
+        machine=trellis(1), use_prior=False, prior_steps=100 + 40 * effort, seed=seed, device="cpu", mix=effort > 1
+    )
+    layouts = tuple(choose_layout(a, sub_size) if a.ndim > 1 else LAYOUTS[0] for a in arrays)
+    sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, CONTEXT_UNIT_BLOCKS)
+    sequence = sequencing.flatten(arrays)
+    solution = ContextEncoder(sequence, sequencing, config).describe(1.0, sequence.astype(np.int32), Levels())
+    code = VaeCode(
+        sequencing,
+        config.machine,
+        given.step,
+        OwnScales(tuple((given.exponents[name],) for name in coded)),
+        solution.model,
+        solution.levels,
+        solution.symbols,
+    )
+    payloads, n_latents = code.to_sections(), int(solution.model.scales.latents.size)
+    fine_bytes = encode_fine(fine, GIVEN_FINE_SQNR_DB)
+    raw = encode_raw(checkpoint.tensors[e.name] for e in entries if e.kind == "raw")
+    padding = -sum(a.size for a in arrays) % block_size
+    return Encoded(entries, {**payloads, "fine": fine_bytes, "raw": raw}, padding, n_latents)
+
+
+def archive_bytes(checkpoint: Checkpoint, encoded: Encoded) -> int:
+    """What the archive of an encoded model takes, every byte, give or take one for its SQNR's digits."""
+    manifest = Manifest(
+        method="vae",
+        source=checkpoint.source,
+        tensors=encoded.entries,
+        padding=encoded.padding,
+        n_latents=encoded.n_latents,
+        sqnr_db=math.pi,
+        metadata=dict(checkpoint.metadata),
+    )
+    sizes = [len(manifest.to_bytes()), *(len(data) for data in encoded.payloads.values() if data)]
+    return sum(sizes) + frame_bytes(sizes)
+
+
+def _entries(checkpoint: Checkpoint, given: GivenSymbols) -> tuple[TensorEntry, ...]:
+    from wcompress.codec.encoding import entries_of
+
+    found = []
+    for entry in entries_of(checkpoint, "vae"):
+        kind = entry.kind
+        if kind in ("coded", "fine"):
+            kind = "coded" if entry.name in given.symbols else "fine"
+        found.append(TensorEntry(entry.name, entry.dtype, entry.shape, kind, entry.tie_to))
+    return tuple(found)

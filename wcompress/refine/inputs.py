@@ -1,0 +1,191 @@
+"""What a model is refined on: a task's calibration inputs, or synthetic ones, in batches of a size of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wcompress.errors import TaskError
+from wcompress.refine.distil import shift_images
+from wcompress.tasks.protocol import Batch
+
+_HELD_OUT_SHARE, _MAX_HELD_OUT = 10, 1000
+_MAX_INPUT_BYTES = 1 << 31
+_IMAGE_SIDE = 16
+
+
+class Inputs:
+    """A pool of inputs, a part of it held out.
+
+    Args:
+        batches: as a task's `calibration` gives them.
+        batch_size: of the batches to draw, where inputs are all of one shape; others stay as they come.
+        augment: changes a batch at random; None for what its shape suggests, see `varied`.
+        seed: of the order.
+
+    Attributes:
+        held_out: batches that are never drawn; the last tenth, 1,000 inputs at most.
+        n_inputs: inputs that are drawn from.
+
+    Raises:
+        TaskError: there are no inputs.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        *,
+        batch_size: int,
+        augment: Callable[[Batch, torch.Generator], Batch] | None = None,
+        max_shift: int = 1,
+        seed: int = 0,
+    ) -> None:
+        found: list[Batch] = []
+        n_bytes = 0
+        for batch in batches:
+            found.append(batch)
+            n_bytes += sum(t.numel() * t.element_size() for t in tensors_of(batch))
+            if n_bytes > _MAX_INPUT_BYTES:
+                break
+        if not found:
+            raise TaskError("calibration() gave no batches; refining needs inputs, or a task that names an input_shape")
+        self.generator = torch.Generator().manual_seed(seed)
+        self._augment = augment
+        self._max_shift = max_shift
+        self._pool = _joined(found)
+        self._batch_size = batch_size
+        if self._pool is not None:
+            n = len(tensors_of(self._pool)[0])
+            n_held = min(_MAX_HELD_OUT, n // _HELD_OUT_SHARE)
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+            self.n_inputs = n - n_held
+            self.held_out: list[Batch] = [_taken(self._pool, part) for part in order[:n_held].split(batch_size)]
+            self._chosen = order[n_held:]
+        else:
+            n_held = max(1, len(found) // _HELD_OUT_SHARE) if len(found) > 1 else 0
+            self.held_out = found[len(found) - n_held :]
+            self._ragged = found[: len(found) - n_held]
+            self.n_inputs = sum(len(tensors_of(batch)[0]) for batch in self._ragged)
+        self._order = torch.zeros(0, dtype=torch.int64)
+
+    def draw(self) -> Batch:
+        """The next batch, varied; every input once before any comes again."""
+        if self._pool is None:
+            if not len(self._order):
+                self._order = torch.randperm(len(self._ragged), generator=self.generator)
+            batch, self._order = self._ragged[int(self._order[0])], self._order[1:]
+        else:
+            size = min(self._batch_size, self.n_inputs)
+            if len(self._order) < size:
+                self._order = torch.randperm(self.n_inputs, generator=self.generator)
+            batch, self._order = _taken(self._pool, self._chosen[self._order[:size]]), self._order[size:]
+        if self._augment is not None:
+            return self._augment(batch, self.generator)
+        return varied(batch, self.generator, self._max_shift)
+
+    def plain(self, n_batches: int) -> list[Batch]:
+        """The first batches as they are, for statistics."""
+        if self._pool is None:
+            return self._ragged[:n_batches]
+        return [_taken(self._pool, part) for part in self._chosen.split(self._batch_size)[:n_batches]]
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {"generator": self.generator.get_state(), "order": self._order}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where a `state` was taken."""
+        self.generator.set_state(state["generator"])
+        self._order = state["order"]
+
+
+def varied(batch: Batch, generator: torch.Generator, max_shift: int = 1) -> Batch:
+    """Moves images by a pixel or so; whatever does not look like images stays as it is.
+
+    Images are float tensors `[n, side, side]` or `[n, 1 to 4 channels, height, width]`, 16 or more each way.
+    """
+    if not isinstance(batch, Tensor) or not batch.is_floating_point() or not max_shift:
+        return batch
+    square = batch.ndim == 3 and batch.shape[1] == batch.shape[2]
+    picture = batch.ndim == 4 and batch.shape[1] <= 4
+    if not (square or picture) or min(batch.shape[-2:]) < _IMAGE_SIDE:
+        return batch
+    return shift_images(batch, max_shift, generator)
+
+
+def blobs(shape: Sequence[int], n: int, generator: torch.Generator) -> Tensor:
+    """Synthetic inputs: coarse noise, smoothly enlarged, through a sigmoid.
+
+    Args:
+        shape: of one input; its last two dimensions are enlarged, or its last, where there is but one.
+        n: how many.
+        generator: of the noise.
+
+    Returns:
+        float32 `[n, *shape]` in (0, 1).
+    """
+    sides = list(shape[-2:]) if len(shape) > 1 else [1, *shape]
+    n_channels = 1
+    for size in shape[:-2]:
+        n_channels *= size
+    coarse = [max(2, side // 4) if side > 1 else 1 for side in sides]
+    noise = torch.randn(n, n_channels, *coarse, generator=generator)
+    strength = 2 + 6 * torch.rand(n, 1, 1, 1, generator=generator)
+    offset = 2 * torch.randn(n, 1, 1, 1, generator=generator) - 2
+    smooth = functional.interpolate(noise, size=tuple(sides), mode="bicubic", align_corners=False)
+    return torch.sigmoid(strength * smooth + offset).reshape(n, *shape)
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """Runs a model on a batch, by the batch's type."""
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    return list(batch.values()) if isinstance(batch, dict) else list(batch)
+
+
+def mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with each tensor changed."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, dict):
+        return {name: change(value) for name, value in batch.items()}
+    return tuple(change(value) for value in batch)
+
+
+def _joined(batches: list[Batch]) -> Batch | None:
+    # One batch of all, where all are alike in structure and shape; None otherwise.
+    first = batches[0]
+    keys = list(first) if isinstance(first, dict) else None
+    for batch in batches:
+        if type(batch) is not type(first) or (keys is not None and list(batch) != keys):
+            return None
+    columns = list(zip(*(tensors_of(batch) for batch in batches), strict=False))
+    if any(len(tensors_of(batch)) != len(columns) for batch in batches):
+        return None
+    for column in columns:
+        if any(t.ndim == 0 or t.shape[1:] != column[0].shape[1:] or t.dtype != column[0].dtype for t in column):
+            return None
+    lengths = {tuple(len(t) for t in tensors_of(batch)) for batch in batches}
+    if any(len(set(row)) != 1 for row in lengths):
+        return None
+    joined = [torch.cat(column) for column in columns]
+    if isinstance(first, Tensor):
+        return joined[0]
+    if keys is not None:
+        return dict(zip(keys, joined, strict=True))
+    return tuple(joined)
+
+
+def _taken(batch: Batch, chosen: Tensor) -> Batch:
+    return mapped(batch, lambda t: t[chosen])

@@ -1,0 +1,59 @@
+"""Checkpoints of long work, so that what was interrupted can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wcompress.errors import OptionError, OutputError
+
+
+def state_path(output: str | os.PathLike[str]) -> Path:
+    """Where the checkpoint of an output's refinement lies: beside it."""
+    return Path(f"{os.fspath(output)}.refine")
+
+
+def save_state(path: Path, key: str, state: dict[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        path: replaced where it exists.
+        key: says which work it belongs to.
+        state: tensors and plain values.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
+    try:
+        torch.save({"key": key, "state": state}, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{path}: cannot be written ({error}); free space or choose another output") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def load_state(path: Path, key: str) -> dict[str, Any]:
+    """Reads a checkpoint.
+
+    Raises:
+        OptionError: there is none, it is damaged, or it belongs to other work.
+    """
+    if not path.is_file():
+        raise OptionError(f"{path}: no checkpoint to resume from; leave --resume out")
+    try:
+        found = torch.load(path, weights_only=True)
+        if found["key"] != key:
+            raise OptionError(f"{path}: is of another model, goal or seed; leave --resume out, or delete it")
+        state: dict[str, Any] = found["state"]
+        return state
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise OptionError(f"{path}: is damaged; delete it, and leave --resume out") from error
