@@ -53,7 +53,7 @@ class ContextEncoder:
         """
         if start is None:
             solution = self._pass(step, self._plain(step), None)
-            solution = self.refit(self._pass(step, self._plain(step), solution))
+            solution = self.refit(self._pass(step, self._plain(step), solution), final=False)
             return self._pass(step, self._kept(solution), solution)
         moved = round(UNITS_PER_OCTAVE * math.log2(start.step / step))
         return self._pass(step, self._kept(start).moved(moved), start)
@@ -64,8 +64,14 @@ class ContextEncoder:
         solution = self._finished(step, model, symbols, levels)
         return self.refit(solution, levels)
 
-    def refit(self, solution: Solution, levels: Levels | None = None) -> Solution:
-        """The same symbols under a model that is trained on them."""
+    def refit(self, solution: Solution, levels: Levels | None = None, *, final: bool = True) -> Solution:
+        """The same symbols under a model that is trained on them.
+
+        Args:
+            solution: the symbols.
+            levels: to keep; by default the centroids.
+            final: train long, and look at everything that might pay.
+        """
         if not len(self.weights):
             return solution
         config, sequencing = self.config, self.sequencing
@@ -75,9 +81,9 @@ class ContextEncoder:
         model = ContextModel.plain(ScaleModel(bases, None, np.zeros((0, sequencing.latent_dim), np.int64)), self._lags)
         x = self.weights / solution.step
         model = replace(model, taps=fit_taps(x, values, sequencing, self._lags))
-        model = self._with_network(model, solution.symbols, values)
+        model = self._with_network(model, solution.symbols, values, final=final)
         model = self._best_mix(model, solution.symbols)
-        if config.use_prior:
+        if config.use_prior and final:
             with_prior = self._with_prior(model, solution.symbols, values)
             if with_prior is not None and self._bits(with_prior, solution.symbols) < self._bits(
                 model, solution.symbols
@@ -133,7 +139,7 @@ class ContextEncoder:
         # What the weights before tell counts for less where the prior tells it as well.
         return self._with_network(told, symbols, values)
 
-    def _with_network(self, model: ContextModel, symbols: Ints, values: Floats) -> ContextModel:
+    def _with_network(self, model: ContextModel, symbols: Ints, values: Floats, *, final: bool = True) -> ContextModel:
         from wcompress.vae.context_training import NetworkConfig, train_network
 
         described = model.describe(symbols, self.sequencing, self.config.machine)
@@ -141,7 +147,7 @@ class ContextEncoder:
         starts = self.sequencing.starts
         for base, start, end in zip(model.scales.bases, starts[:-1], starts[1:], strict=True):
             base_logs[start:end] = base / UNITS_PER_OCTAVE
-        config = NetworkConfig(steps=self.config.prior_steps, seed=self.config.seed)
+        config = NetworkConfig(steps=self.config.prior_steps // (1 if final else 3), seed=self.config.seed)
         trained = train_network(described.features, np.abs(values).astype(np.float32), base_logs, config)
         return replace(model, network=ScaleNetwork(*trained))
 

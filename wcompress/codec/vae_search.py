@@ -36,7 +36,7 @@ _FINE_MARGIN_DB = 14.0
 _FINE_RANGE_DB = (24.0, 60.0)
 _STATES = {1: 1, 2: 4, 3: 8, 4: 8, 5: 8, 6: 16, 7: 32, 8: 64, 9: 256}
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
-_SMALL_STATES = {4: 32, 5: 64, 6: 64, 7: 128, 8: 256}
+_SMALL_STATES = {3: 16, 4: 64, 5: 256, 6: 256, 7: 256, 8: 256}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from wcompress.vae.adam import Adam
+
 Ints = npt.NDArray[np.int64]
 
 _UNITS = 32
@@ -75,8 +77,7 @@ def train_network(
     x = torch.ones(n, width)
     x[:, :-1] = torch.from_numpy(features).float() / 16
     m, base = torch.from_numpy(magnitudes), torch.from_numpy(base_logs)
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    optimizer = Adam(parameters, config.learning_rate, config.steps)
     for _ in range(config.steps):
         chosen = torch.randint(n, (min(n, _BATCH),), generator=generator)
         part = x[chosen]
@@ -84,10 +85,7 @@ def train_network(
         scale = torch.exp2((base[chosen] + part @ _rounded(linear) + hidden @ _rounded(weights_out)).clamp(-6, 18))
         # Of a Laplacian, up to a constant; the small summand stands for the width of the quantiser's cells.
         loss = (torch.log2(scale + 0.1) + (m[chosen] + 0.1) / (scale + 0.1) / np.log(2)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        optimizer.step(loss)
     units = [(part.detach() * _UNITS).round().clamp(-_LARGEST, _LARGEST) for part in parameters]
     linear_units, in_units, out_units = (part.numpy().astype(np.int64) for part in units)
     return linear_units, in_units, out_units

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from wcompress.vae.adam import Adam
 from wcompress.vae.prior import (
     KERNEL,
     LOWEST_SCALE,
@@ -143,8 +144,7 @@ def train_prior(
     # The decoder is paid for once, by all blocks; the loss sees only those trained on.
     share = len(x) / len(everything)
     n_sub_blocks = cost.numel() // N_CLASSES
-    optimizer = torch.optim.Adam(prior.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    optimizer = Adam(list(prior.parameters()), config.learning_rate, config.steps)
     for step in range(1, config.steps + 1):
         chosen: torch.Tensor | slice = slice(None)
         n_batch = len(x)
@@ -159,10 +159,7 @@ def train_prior(
         symbol_bits = _interpolated(cost[chosen], position.clamp(0, N_CLASSES - 1))
         bits = (symbol_bits + prior.latent_bits(z)).sum() * (len(x) / n_batch) + share * prior.weight_bits()
         loss = bits / n_sub_blocks
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        optimizer.step(loss)
         if progress is not None and step % 20 == 0:
             progress(step, config.steps, {"bits/sub-block": float(loss)})
     with torch.no_grad():
