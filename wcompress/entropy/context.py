@@ -37,7 +37,7 @@ _N_BINS = 18
 _N_RATIOS = 16
 _MAX_TENSORS = 32
 _SET_SIZE = 32 * 128
-_LIMIT = 255
+_LIMITS = (255, 1023)
 _PROBABILITY_BITS = 22
 _FRACTION = 12  # bits after the point of running means
 
@@ -60,7 +60,7 @@ def _log_table() -> npt.NDArray[np.int64]:
 SQUASH = _squash_table()
 STRETCH = _stretch_table(SQUASH)
 LOG = _log_table()
-RATES = np.array([655360 // (10 * n + 16) for n in range(_LIMIT + 1)], np.int64)
+RATES = np.array([655360 // (10 * n + 16) for n in range(_LIMITS[1] + 1)], np.int64)
 """65536 / (n + 1.6): how far a probability moves after n symbols."""
 
 
@@ -102,11 +102,11 @@ def _sign(x: int) -> int:
 
 
 @numba.njit(cache=True)
-def _learn(p: Ints, counts: npt.NDArray[np.int16], index: int, bit: bool, rates: Ints) -> None:
+def _learn(p: Ints, counts: npt.NDArray[np.int16], index: int, bit: bool, rates: Ints, limit: int) -> None:
     count = counts[index]
     target = (1 << _PROBABILITY_BITS) - 1 if bit else 0
     p[index] += ((target - p[index]) * rates[count]) >> 16
-    if count < _LIMIT:
+    if count < limit:
         counts[index] = count + 1
 
 
@@ -195,6 +195,7 @@ def run_unit(
     p_scale = np.zeros((n_slots, _N_RATIOS * N_SCALES), np.int64)
     c_scale = np.zeros((n_slots, _N_RATIOS * N_SCALES), np.int16)
     n_more = max(n_sets - 1, 0)
+    limit = _LIMITS[0] if n_sets > 1 else _LIMITS[1]  # alone it has to be accurate, mixed it has to follow
     p_more = np.zeros((n_more, n_slots, _SET_SIZE), np.int64)
     c_more = np.zeros((n_more, n_slots, _SET_SIZE), np.int16)
     p_sign = np.full((4, 256), half, np.int64)
@@ -357,8 +358,8 @@ def run_unit(
                         for s in range(n_sets):
                             mix[slot_at, s] += (logit[s] * error + 8192) >> 14
                         for s in range(1, n_sets):
-                            _learn(p_more[s - 1, slot_at], c_more[s - 1, slot_at], at[s], bit, rates)
-                    _learn(p_scale[slot_at], c_scale[slot_at], at[0], bit, rates)
+                            _learn(p_more[s - 1, slot_at], c_more[s - 1, slot_at], at[s], bit, rates, _LIMITS[0])
+                    _learn(p_scale[slot_at], c_scale[slot_at], at[0], bit, rates, limit)
                     if not bit:
                         break
                     b += 1
@@ -388,7 +389,7 @@ def run_unit(
                         error = (65536 if positive else 0) - probability
                         for s in range(4):
                             mix_sign[s] += (logit[s] * error + 8192) >> 14
-                            _learn(p_sign[s], c_sign[s], sign_at[s], positive != flip[s], rates)
+                            _learn(p_sign[s], c_sign[s], sign_at[s], positive != flip[s], rates, _LIMITS[0])
                 if b == _N_BINS - 1:
                     b += code_exp_golomb(coder, decode, magnitude - b + 1, buffer) - 1
                 rest = code_bits(coder, decode, k - (head << n_low) + rounding, n_low, buffer)
