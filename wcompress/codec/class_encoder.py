@@ -104,7 +104,6 @@ class ClassEncoder:
         self.weights = weights
         self.sequencing = sequencing
         self.config = config
-        self._sub_of = np.arange(len(weights)) // sequencing.sub_size
 
     def solve(self, step: float, start: Solution | None = None) -> Solution:
         """The best solution found at `step`.
@@ -168,7 +167,7 @@ class ClassEncoder:
             self.config.multiplier,
         )
         which = quantisers(symbols, sequencing.unit_starts, machine)
-        each = classes[self._sub_of]
+        each = np.repeat(classes, sequencing.sub_size)[: len(x)]
         tables = fit_tables(symbols, which, each)
         levels = centroids(x, symbols, which, machine)
         if self.config.keep_energy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -41,22 +42,30 @@ class Levels:
         self, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis, ratios: Signs | None = None
     ) -> npt.NDArray[np.int64]:
         """Reconstruction of symbols, in units of 1/64 step."""
-        magnitude = np.abs(symbols).astype(np.int64)
-        nominal = machine.spacing * magnitude - ((which == 1) & (magnitude > 0))
-        offsets = np.zeros((2, 4), np.int64)
-        offsets[:, 1:] = self.offsets
-        units = LEVEL_UNITS * nominal - offsets[which, np.minimum(magnitude, 3)]
-        result: npt.NDArray[np.int64] = np.sign(symbols) * units
+        limit = int(np.abs(symbols).max(initial=0))
+        shifts = np.zeros((N_RATIOS + 1, 2), np.int64)
         if self.shifts and ratios is not None:
-            table = np.array([(0, 0), *self.shifts], np.int64)
-            result += np.sign(ratios) * table[np.abs(ratios), (magnitude > 0).astype(np.intp)]
-        return result
+            shifts[1:] = self.shifts
+        else:
+            ratios = np.zeros(0, np.int8)
+        out = np.empty(len(symbols), np.int64)
+        _look_up(symbols, which, self._table(machine, limit), ratios, shifts, out)
+        return out
+
+    def _table(self, machine: Trellis, limit: int) -> npt.NDArray[np.int64]:
+        # Of both quantisers, from −limit to limit.
+        k = np.arange(-limit, limit + 1)
+        magnitude = np.abs(k)
+        rows = []
+        for quantiser in (0, 1):
+            nominal = machine.spacing * magnitude - ((quantiser == 1) & (magnitude > 0))
+            offsets = np.array([0, *self.offsets[quantiser]], np.int64)
+            rows.append(np.sign(k) * (LEVEL_UNITS * nominal - offsets[np.minimum(magnitude, 3)]))
+        return np.stack(rows)
 
     def array(self, machine: Trellis, limit: int) -> npt.NDArray[np.float32]:
         """Levels float32 `[2, 2·limit + 1]` in steps, as the search wants them."""
-        k = np.arange(-limit, limit + 1, dtype=np.int32)
-        rows = [self.units(k, np.full(len(k), q, np.uint8), machine) / LEVEL_UNITS for q in (0, 1)]
-        return np.stack(rows).astype(np.float32)
+        return (self._table(machine, limit) / LEVEL_UNITS).astype(np.float32)
 
     def write(self, out: BitWriter) -> None:
         """Six offsets."""
@@ -95,3 +104,20 @@ class Levels:
         if max(map(abs, values)) > _MAX_OFFSET:
             raise ArchiveError("levels: a shift is out of range; the archive is damaged")
         return replace(self, shifts=tuple(zip(values[::2], values[1::2], strict=True)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up(
+    symbols: Ints,
+    which: npt.NDArray[np.uint8],
+    table: npt.NDArray[np.int64],
+    ratios: Signs,
+    shifts: npt.NDArray[np.int64],
+    out: npt.NDArray[np.int64],
+) -> None:
+    limit = table.shape[1] // 2
+    for i in range(len(symbols)):
+        out[i] = table[which[i], symbols[i] + limit]
+        if len(ratios) and ratios[i] != 0:
+            shift = shifts[abs(ratios[i]), 0 if symbols[i] == 0 else 1]
+            out[i] += shift if ratios[i] > 0 else -shift

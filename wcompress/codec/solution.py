@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +16,7 @@ from wcompress.quantize.trellis import Trellis
 
 Ints = npt.NDArray[np.int32]
 Singles = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Signs = npt.NDArray[np.int8]
 
 _MAX_SYMBOL = 1 << 14
@@ -95,11 +97,8 @@ def centroids(
         machine: the trellis.
         ratios: how signs are expected; None for not at all.
     """
-    magnitude = np.minimum(np.abs(symbols), 3)
-    nominal = Levels().units(symbols, which, machine) / LEVEL_UNITS
-    inward = np.sign(symbols) * (nominal - x)
-    group = which.astype(np.int64) * 4 + magnitude
-    offsets = _means(inward, group, 8)
+    moments = Moments.of(x, symbols, which, machine)
+    offsets = np.rint(LEVEL_UNITS * moments.inward / np.maximum(moments.counts, 1)).clip(-LEVEL_UNITS, LEVEL_UNITS - 1)
     rows = [tuple(int(v) for v in offsets[4 * q + 1 : 4 * q + 4]) for q in (0, 1)]
     levels = Levels((rows[0], rows[1]))  # type: ignore[arg-type]
     if ratios is None or not ratios.any():
@@ -116,15 +115,62 @@ def with_energy(levels: Levels, x: Singles, symbols: Ints, which: npt.NDArray[np
 
     Source: measured, see docs/decisions/0004.
     """
-    energy = float(np.square(x, dtype=np.float64).sum())
+    moments = Moments.of(x, symbols, which, machine)
     best = levels
     for eighths in range(7, -1, -1):
         rows = [tuple(round(offset * eighths / 8) for offset in row) for row in levels.offsets]
         best = replace(levels, offsets=(rows[0], rows[1]))  # type: ignore[arg-type]
-        units = best.units(symbols, which, machine) / LEVEL_UNITS
-        if float(np.square(units).sum()) >= energy:
+        if moments.restored_energy(best) >= moments.energy:
             break
     return best
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What levels follow from: sums over the weights of each group, float64 `[8]`, group 4q + min(|k|, 3).
+
+    Attributes:
+        counts: of weights.
+        inward: of how much smaller than nominal the weights are, in their symbols' direction.
+        nominal, nominal_squared: of nominal magnitudes.
+        energy: of all weights, squared steps.
+    """
+
+    counts: Doubles
+    inward: Doubles
+    nominal: Doubles
+    nominal_squared: Doubles
+    energy: float
+
+    @classmethod
+    def of(cls, x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis) -> Moments:
+        """Of weights in steps."""
+        sums = np.zeros((4, 8))
+        energy = float(_sum_moments(x, symbols, which, machine.spacing, sums))
+        return cls(sums[0], sums[1], sums[2], sums[3], energy)
+
+    def restored_energy(self, levels: Levels) -> float:
+        """Of what the weights would be restored to."""
+        offsets = np.array([[0, *row] for row in levels.offsets]).reshape(-1) / LEVEL_UNITS
+        return float(
+            (self.nominal_squared - 2 * offsets * self.nominal + offsets**2 * self.counts)[[1, 2, 3, 5, 6, 7]].sum()
+        )
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_moments(x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], spacing: int, sums: Doubles) -> float:
+    energy = 0.0
+    for i in range(len(x)):
+        k = symbols[i]
+        magnitude = abs(k)
+        group = 4 * which[i] + min(magnitude, 3)
+        nominal = spacing * magnitude - (1 if which[i] == 1 and k != 0 else 0)
+        sums[0, group] += 1
+        sums[1, group] += nominal - (x[i] if k > 0 else -x[i])
+        sums[2, group] += nominal
+        sums[3, group] += nominal * nominal
+        energy += x[i] * x[i]
+    return energy
 
 
 def _means(values: npt.NDArray[np.floating], group: npt.NDArray[np.int64], n: int, least: int = 1) -> Ints:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +38,7 @@ _FINE_MARGIN_DB = 14.0
 _FINE_RANGE_DB = (24.0, 60.0)
 _STATES = {1: 1, 2: 4, 3: 8, 4: 8, 5: 8, 6: 16, 7: 32, 8: 64, 9: 256}
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
+_SAMPLE = 1 << 18  # weights on which a large model's step is found
 _SMALL_STATES = {3: 16, 4: 64, 5: 256, 6: 256, 7: 256, 8: 256}
 
 
@@ -134,7 +137,9 @@ class VaeSearch:
 
     def sqnr_db(self, solution: Solution) -> float:
         """SQNR of the coded tensors, dB."""
-        noise = float(np.square(self.code(solution).restored(solution.ratios) - self._weights).sum())
+        restored = self.code(solution).restored(solution.ratios)
+        restored -= self._weights
+        noise = float(restored @ restored)
         return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
 
     def fine_sqnr_db(self, sqnr_db: float) -> float:
@@ -164,7 +169,34 @@ class VaeSearch:
             assert target.n_bytes is not None
             bits = 8 * target.n_bytes / self.sequencing.n_weights
             guess = scale * 2.0 ** (1.3 - bits)
-        return _Bisection(self, target, guess).run(self._progress)
+        if self.sequencing.n_weights <= _SMALL_MODEL:
+            return _Bisection(self, target, guess).run(self._progress)
+        start = self._sampled(target, guess)
+        return _Bisection(self, target, start.step, start).run(self._progress)
+
+    def _sampled(self, target: Target, guess: float) -> Solution:
+        """A solution on a sample of the sub-blocks: the step it needs is the whole model's, but for chance."""
+        sequencing, sub_size = self.sequencing, self.sequencing.sub_size
+        stride = max(1, sequencing.n_weights // _SAMPLE)
+        parts, shapes = [], []
+        for start, end in itertools.pairwise(sequencing.starts):
+            whole = (end - start) // sub_size
+            chosen = np.arange(0, whole, stride)[:, None] * sub_size + np.arange(sub_size) + start
+            part = chosen.reshape(-1) if whole else np.arange(start, end)
+            parts.append(part)
+            shapes.append((len(part),))
+        taken = np.concatenate(parts)
+        sample = copy.copy(self)
+        sample.sequencing = replace(sequencing, shapes=tuple(shapes), layouts=("rows",) * len(shapes))
+        sample._weights, sample._multipliers = self._weights[taken], self._multipliers[taken]
+        sample._signal = float(np.square(sample._weights).sum())
+        config = replace(self._encoder.config, use_prior=False)
+        sample._encoder = ClassEncoder(sample._weights / sample._multipliers, sample.sequencing, config)
+        if target.n_bytes is not None:
+            target = Target(n_bytes=round(target.n_bytes * len(taken) / sequencing.n_weights))
+            sample._other_bytes = lambda _solution, _sqnr_db: ()
+            sample.fine = {}
+        return _Bisection(sample, target, guess).run(None)
 
     def measure(self, solution: Solution, target: Target) -> float:
         """How far beyond the target a solution is: at least 0 when it is met. In dB, or in the bytes' fraction."""
@@ -185,6 +217,11 @@ class VaeSearch:
         sizes += self._other_bytes(solution, sqnr_db)
         return sum(sizes) + frame_bytes(sizes)
 
+    @property
+    def trains_prior(self) -> bool:
+        """Whether a VAE is considered."""
+        return self._encoder.config.use_prior
+
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step`."""
         return self._encoder.solve(step, start)
@@ -201,23 +238,28 @@ class _Bisection:
     the last of these, so that the margin depends on the step alone, secants on a logarithmic scale within a bracket.
     """
 
-    def __init__(self, search: VaeSearch, target: Target, guess: float) -> None:
+    def __init__(self, search: VaeSearch, target: Target, guess: float, sampled: Solution | None = None) -> None:
         self.search = search
+        self.sampled = sampled
         self.target = target
         self.guess = math.log2(guess)
         self.n_rounds = _SMALL_MODEL_ROUNDS if search.sequencing.n_weights <= _SMALL_MODEL else _ROUNDS
         self.by_sqnr = target.sqnr_db is not None
-        self.slack = _SQNR_SLACK_DB if self.by_sqnr else _BYTES_SLACK
+        large = search.sequencing.n_weights > _SMALL_MODEL
+        self.slack = (_SQNR_SLACK_DB if self.by_sqnr else _BYTES_SLACK) * (2 if large else 1)
         # How the margin goes with log2 of the step, at first: 6 dB an octave, or a bit a weight.
         self.slope = -6.02 if self.by_sqnr else 0.35
 
     def run(self, progress: Progress | None) -> Solution:
         best: tuple[float, Solution] | None = None
         nearest: tuple[float, Solution] | None = None
-        at, anchor = self.guess, None
+        # What a sample has settled needs no settling; only a prior is still to be trained.
+        anchor = None if self.sampled is not None and self.search.trains_prior else self.sampled
+        n_settling = _SETTLING_ROUNDS if self.sampled is None else int(self.search.trains_prior)
+        at = self.guess + (0.4 * self.slack / self.slope if self.sampled is not None else 0.0)
         points: list[tuple[float, float]] = []
         for number in range(self.n_rounds):
-            settling = number < _SETTLING_ROUNDS
+            settling = number < n_settling
             solution = self.search.solve(2.0**at, anchor)
             margin = self.search.measure(solution, self.target)
             if progress is not None:
@@ -227,9 +269,9 @@ class _Bisection:
             if nearest is None or abs(margin) < nearest[0]:
                 nearest = (abs(margin), solution)
             if settling:
-                anchor = self.search.refit(solution) if number == _SETTLING_ROUNDS - 2 else solution
+                anchor = self.search.refit(solution) if number == n_settling - 2 else solution
                 points = points[-1:]
-            elif (number - _SETTLING_ROUNDS) % _ROUNDS_PER_ANCHOR == _ROUNDS_PER_ANCHOR - 1:
+            elif (number - n_settling) % _ROUNDS_PER_ANCHOR == _ROUNDS_PER_ANCHOR - 1:
                 # Classes change in jumps as the step goes away from the anchor's: start again from nearby.
                 anchor, points = nearest[1], []
                 at = math.log2(anchor.step)
