@@ -183,6 +183,10 @@ def test_results_name_no_absolute_path(argument: str, told: str) -> None:
 
 
 SAMPLES: dict[str, list[dict[str, Any]]] = {
+    "refine": [
+        {"model": "mnist-fnn", "seed": seed, "ratio": 150.0 + 100 * seed, "drop": 0.3 + 0.2 * seed, "seconds": 9.0}
+        for seed in (0, 1)
+    ],
     "equal_sqnr": [
         {
             "model": model,
@@ -228,6 +232,9 @@ def test_tables_have_whole_rows(name: str) -> None:
     text = RENDERERS[f"benchmarks/results/{name}.json"]({"rows": SAMPLES[name]})
     for table in text.split("\n\n")[1::2]:
         assert len({line.count("|") for line in table.splitlines()}) == 1
+    if name == "refine":
+        assert "**200x** (150 – 250)" in text
+        assert "met" in text
     if name == "equal_sqnr":
         assert text.index("| gaussian |") < text.index("| silero |")
         assert "2.00x, exact" in text

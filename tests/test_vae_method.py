@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 import wcompress
 from wcompress.codec import vae_search
+from wcompress.codec.context_model import check_length
 from wcompress.codec.fine import decode_fine, encode_fine
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.options import PackOptions
@@ -19,6 +21,7 @@ from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.own_scales_rule import own_scales
 from wcompress.codec.scales import ScaleModel
 from wcompress.codec.symbols import ClassTables, decode_symbols, encode_symbols, fit_tables
+from wcompress.codec.vae_method import VaeReader
 from wcompress.codec.weights import LAYOUTS, Sequencing, choose_layout
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError, OptionError, TargetUnreachable
@@ -193,6 +196,34 @@ def test_hostile_sections_are_refused_or_restore_something_else(vae_archive: Pat
             # A weight of the prior may change without any class changing.
             assert all(same_bits(restored[key], tensor) for key, tensor in expected.items())
     assert n_refused > 90
+
+
+def test_few_bytes_ask_for_little() -> None:
+    """Readers bound what they allocate by the bytes that are there."""
+
+    def opened(shape: tuple[int, ...], block_size: int, own_scales: list[int]) -> None:
+        tables = BitWriter()
+        for byte in struct.pack("<d", 1.0):
+            tables.write(byte, 8)
+        tables.write(0, 4)
+        tables.write_exp_golomb(block_size, 8)
+        tables.write_exp_golomb(1, 4)
+        tables.write(0, 2)
+        for bit in own_scales:
+            tables.write(bit, 1)
+        sections = {
+            "tables": tables.to_bytes() + bytes(20),
+            "decoder": bytes(20),
+            "latents": b"",
+            "symbols": b"\x01\x00",
+        }
+        VaeReader([TensorEntry("w", "float32", shape, "coded")], sections, 3).restore()
+
+    for shape, block_size, bits in (((0, 3), 0, [0]), ((), 64, [1, 1]), ((1 << 14, 1 << 14), 1 << 20, [0] * 50)):
+        with pytest.raises(ArchiveError):
+            opened(shape, block_size, bits)
+    with pytest.raises(ArchiveError, match="in 6 bytes"):
+        check_length(100_000, 6)
 
 
 def test_odd_models(tmp_path: Path) -> None:

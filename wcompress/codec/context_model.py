@@ -6,6 +6,7 @@ the neighbours that predict signs, and, where they pay, the VAE prior's decoder 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -204,6 +205,8 @@ class ContextModel:
         cursor = ByteCursor(data, "symbols")
         parts = [cursor.take(cursor.varint()) for _ in range(len(stream_starts(sequencing)) - 1)]
         cursor.finish()
+        for part, (start, end) in zip(parts, itertools.pairwise(stream_starts(sequencing)), strict=True):
+            check_length(int(end - start), len(part) + 4)
         n = sequencing.n_weights
         symbols = np.zeros(n, np.int32)
         out = Description(np.zeros((0, N_FEATURES), np.int16), np.zeros(n, np.int16), np.zeros(n, np.int8))
@@ -286,6 +289,16 @@ def _map(function: Callable[[int], T], streams: Sequence[int]) -> list[T]:
         return [function(stream) for stream in streams]
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
         return list(pool.map(function, streams))
+
+
+def check_length(n_symbols: int, n_bytes: int) -> None:
+    """A symbol takes at least log2(65536 / 65512) bits, so the bytes bound the symbols.
+
+    Raises:
+        ArchiveError: there are more.
+    """
+    if n_symbols > 16384 * n_bytes:
+        raise ArchiveError(f"symbols: {n_symbols} of them in {n_bytes} bytes; the archive is damaged")
 
 
 def stream_starts(sequencing: Sequencing) -> Ints:

@@ -66,7 +66,7 @@ class OwnScales:
         rows: list[tuple[int, ...]] = []
         before = 0
         for shape in sequencing.shapes:
-            n_scales = shape[0] if data.read(1) else 1
+            n_scales = shape[0] if data.read(1) and shape else 1
             k = data.read(2)
             row: list[int] = []
             for _ in range(n_scales):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from wcompress.codec.class_model import ClassModel
-from wcompress.codec.context_model import ContextModel
+from wcompress.codec.context_model import ContextModel, check_length, stream_starts
 from wcompress.codec.levels import LEVEL_UNITS, Levels
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.own_scales import OwnScales
@@ -132,6 +132,7 @@ class VaeReader:
         model: ContextModel | ClassModel
         if version > 2 and data.read(1):
             sequencing = replace(sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
+            check_length(n_weights, len(self._data) + 4 * (len(stream_starts(sequencing)) - 1))
             levels = levels.read_shifts(data)
             model = ContextModel.read(data, decoder, sections["latents"], sequencing)
         else:
@@ -184,5 +185,10 @@ def check_block_size(block_size: int, latent_dim: int) -> None:
         ArchiveError: it is not.
     """
     sub_size = block_size // max(latent_dim, 1)
-    if latent_dim < 1 or block_size > 1 << 20 or sub_size * latent_dim != block_size or sub_size & (sub_size - 1):
+    if (
+        latent_dim < 1
+        or not 1 <= block_size <= 1 << 20
+        or sub_size * latent_dim != block_size
+        or sub_size & (sub_size - 1)
+    ):
         raise ArchiveError(f"tables: blocks of {block_size} with latents of {latent_dim}; the archive is damaged")

@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]
 
 N_FEATURES = 10
-"""Features of a weight, see `_features` in the source; the last is what the VAE prior says."""
+"""Features of a weight; the last is what the VAE prior says."""
 
 N_TAPS = 8
 """Neighbours that predict a sign: two before, two above, above before and after, two a lag away."""

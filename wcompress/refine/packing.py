@@ -40,7 +40,7 @@ _FEW_INPUTS = 10_000
 _PULL = 0.0
 _MEASURING_EFFORT = 2
 _DATA_FREE_RATIO = 60.0
-_DATA_FREE_DB = (3.0, 40.0)
+_DATA_FREE_BITS = (0.35, 8.0)
 _DATA_FREE_ROUNDS = 6
 
 
@@ -181,7 +181,7 @@ def _against_data_free(
 
 
 def _data_free(scored: _Scored, goal: Goal, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
-    """The coarsest quantisation that keeps to the drop, by halving between SQNRs.
+    """The coarsest quantisation that keeps to the drop, by halving between bits a weight.
 
     Raises:
         TargetUnreachable: not even the finest does.
@@ -189,16 +189,20 @@ def _data_free(scored: _Scored, goal: Goal, options: PackOptions, device: str, p
     plain = replace(options, max_drop=None, refine="off", resume=False)
     if goal.max_drop is None:
         return encode(scored.checkpoint, plain, device, progress)
-    low, high = _DATA_FREE_DB
+    low, high = (math.log2(bits) for bits in _DATA_FREE_BITS)
     best: Encoded | None = None
     least = math.inf
     for number in range(_DATA_FREE_ROUNDS + 1):
         middle = high if number == 0 else (low + high) / 2
-        encoded = encode(scored.checkpoint, replace(plain, sqnr=middle), device, None)
+        try:
+            encoded = encode(scored.checkpoint, replace(plain, bits_per_weight=2.0**middle), device, None)
+        except TargetUnreachable:  # a small model's archive is never that small
+            low = middle
+            continue
         drop = scored.drop(encoded)
         least = min(least, drop)
         if progress is not None:
-            progress(number + 1, _DATA_FREE_ROUNDS + 1, {"SQNR": middle, "drop": drop})
+            progress(number + 1, _DATA_FREE_ROUNDS + 1, {"bits": 2.0**middle, "drop": drop})
         if drop <= goal.allowed:
             best, high = encoded, middle
         elif number == 0:

@@ -158,8 +158,8 @@ def decode_integers(cursor: ByteCursor, n: int) -> npt.NDArray[np.int32]:
     table = FrequencyTable.read(reader)
     reader.finish()
     data = cursor.take(cursor.varint())
-    # A stream of likely symbols is short, but a million of them take some bytes.
-    if n > 1 << 20 and n > (1 << 17) * len(data):
+    # A stream of likely symbols is short, but thousands of them take a byte.
+    if n > 4096 * (len(data) + 1):
         raise ArchiveError(f"decoder: {n} numbers in {len(data)} bytes; the archive is damaged")
     return Decoder(data, "decoder").take(n, table)
 

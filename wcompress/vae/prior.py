@@ -21,6 +21,7 @@ UNITS_PER_OCTAVE = 8
 WEIGHT_BITS = 5  # weights are in units of 2^-5
 _WEIGHT_MAX = 127
 _LATENT_MAX = 127
+_BATCH_BLOCKS = 256
 UNITS_PER_CLASS = 4  # half an octave
 N_CLASSES = 33
 LOWEST_SCALE = -4 * UNITS_PER_OCTAVE  # of class 0: log2 of the mean magnitude in steps, in units
@@ -59,9 +60,10 @@ class PriorDecoder:
         All sums stay below 5 · 127 · 127 · 2^5 + … < 2^40, far inside int64.
         """
         out = self.skip * latents + self.bias_out
-        if self.n_hidden:
-            hidden = np.maximum(_convolve(latents[:, None, :], self.weights_in[:, None, :]) + self._column(), 0)
-            out = out + (_convolve(hidden, self.weights_out[None, :, :])[:, 0, :] >> WEIGHT_BITS)
+        for start in range(0, len(latents) if self.n_hidden else 0, _BATCH_BLOCKS):
+            part = slice(start, start + _BATCH_BLOCKS)
+            hidden = np.maximum(_convolve(latents[part, None, :], self.weights_in[:, None, :]) + self._column(), 0)
+            out[part] += _convolve(hidden, self.weights_out[None, :, :])[:, 0, :] >> WEIGHT_BITS
         return out
 
     def _column(self) -> Ints:
