@@ -75,8 +75,8 @@ def main() -> None:
         for seed in arguments.seeds:
             row = measure(name, baseline(arguments.models, name, seed), seed, arguments.max_drop)
             print(
-                f"{name:10} seed {seed}  {row['n_bytes']:7,} B  {row['ratio']:6.1f}x"
-                f"  {row['score_before']:.2f} → {row['score_after']:.2f} %  drop {row['drop']:.2f}  {row['seconds']:.0f} s",
+                f"{name:10} seed {seed}  {row['n_bytes']:7,} B  {row['ratio']:6.1f}x  {row['score_before']:.2f} →"
+                f" {row['score_after']:.2f} %  drop {row['drop']:.2f}  {row['seconds']:.0f} s",
                 flush=True,
             )
             merge_result("refine", [row], ["model", "seed", "max_drop"])
