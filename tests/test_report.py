@@ -361,6 +361,8 @@ def test_default_settings_go_through_the_latent_sizes() -> None:
     assert all((s.options.effort, s.options.seed) == (3, 9) for s in settings)
     bits = [s.options.bits_per_weight for s in default_settings(PackOptions(effort=3))]
     assert bits == sorted(bits, reverse=True)
+    refined = [s.options for s in default_settings(PackOptions(refine="on")) if s.options.refines]
+    assert [options.max_drop for options in refined] == [0.2, 0.5, 1.0, 2.0]
     assert len(bits) > 4
 
 

@@ -13,6 +13,7 @@ _EPILOG = """Examples:
 \b
   wcompress report model.pt --task mnist-fnn -o report
   wcompress report model.pt --task my_task.py -o report -f --json
+  wcompress report model.pt --task mnist-fnn -o report --refine on     minutes for each refined point
 """
 
 
@@ -20,6 +21,16 @@ _EPILOG = """Examples:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--task", required=True, help="A built-in name, path/to/file.py or package.module:attribute.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the report.")
+@click.option(
+    "--refine",
+    type=click.Choice(["on", "off"]),
+    default="off",
+    show_default=True,
+    help="Also train on the task's inputs while quantising, at several drops.",
+)
+@click.option(
+    "--method", type=click.Choice(["vae", "paper"]), default="vae", show_default=True, help="How weights are coded."
+)
 @click.option("--hidden", default="512", show_default=True, help="Sizes of the VAE's hidden layers, such as 512,256.")
 @model_options
 @data_dir_option
@@ -29,6 +40,8 @@ def command(
     model: Path,
     task: str,
     output: Path,
+    refine: str,
+    method: str,
     hidden: str,
     key: str | None,
     effort: int,
@@ -44,7 +57,16 @@ def command(
     from wcompress.codec.options import PackOptions
     from wcompress.report.sweep import report
 
-    options = PackOptions(hidden=parse_sizes(hidden), effort=effort, seed=seed, device=device, threads=threads, key=key)
+    options = PackOptions(
+        method=method,
+        refine=refine,
+        hidden=parse_sizes(hidden),
+        effort=effort,
+        seed=seed,
+        device=device,
+        threads=threads,
+        key=key,
+    )
     with out.stages() as progress:
         made = report(model, task, output, options=options, data_dir=data_dir, force=out.force, progress=progress)
     from rich.markup import escape

@@ -211,7 +211,7 @@ def ratio_against_score(
         axes.axvline(1, color=RED, linewidth=1, label="left of this line:\nlarger than the model")
         lines = (
             (points, "o-", BLUE, f"{method}: true ratio"),
-            (latent_points, "o:", "white", f"{method}: latent ratio only\n(the paper's accounting)"),
+            (latent_points, "o:", "white", "latent ratio only\n(the paper's accounting)"),
         )
         for marks, form, face, label in lines:
             if marks:

@@ -11,22 +11,27 @@ from typing import Any
 
 import torch
 
+from wcompress.blocks import BLOCK_SIZE
 from wcompress.checkpoint import read_checkpoint
+from wcompress.codec.encoding import encode
 from wcompress.codec.options import PackOptions
 from wcompress.codec.packing import pack_and_restore
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.device import torch_threads
+from wcompress.errors import TargetUnreachable
 from wcompress.evaluate import score
 from wcompress.files import output_folder
+from wcompress.refine.packing import RefineEncoder
 from wcompress.report import figures, render
 from wcompress.report.baselines import BASELINES, BaselinePoint, measure_baselines
 from wcompress.report.extras import require_report_extra
 from wcompress.report.figures import Mark
-from wcompress.report.paper import CITATION, SWEEP_LATENT_DIMS
+from wcompress.report.paper import CITATION, LATENT_DIM, PAPER, SWEEP_LATENT_DIMS
 from wcompress.report.pipeline import StageProgress, within
 from wcompress.report.render import Cell, Column, Page, Picture, Section, Table
 from wcompress.tasks import Task, load_task
 
+SWEEP_DROPS = (0.2, 0.5, 1.0, 2.0)
 SWEEP_BITS = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.7)
 
 
@@ -119,13 +124,19 @@ class Report:
 def default_settings(options: PackOptions) -> list[SweepSetting]:
     """What is swept for a method: for `paper` the size of the latent, for `vae` the bits a weight.
 
+    With `refine="on"` also the drop that refinement is allowed.
+
     Args:
         options: everything else.
     """
     if options.method == "paper":
         return [SweepSetting(f"latent {n}", replace(options, latent_dim=n)) for n in SWEEP_LATENT_DIMS]
     if options.method == "vae":
-        return [SweepSetting(f"{bits:g} bits", replace(options, bits_per_weight=bits)) for bits in SWEEP_BITS]
+        plain = replace(options, refine="off")
+        settings = [SweepSetting(f"{bits:g} bits", replace(plain, bits_per_weight=bits)) for bits in SWEEP_BITS]
+        if options.refine == "on":
+            settings += [SweepSetting(f"refined, −{drop:g}", replace(options, max_drop=drop)) for drop in SWEEP_DROPS]
+        return settings
     return [SweepSetting(options.method, options)]
 
 
@@ -150,7 +161,8 @@ def report(
         task: a task, or the name or place of one.
         folder: to write into, created when missing.
         options: how to pack, for everything that the settings do not vary.
-        settings: the points; by default what `default_settings` makes of the options.
+        settings: the points; by default what `default_settings` makes of the options. Those that cannot be reached
+            are left out.
         data_dir: where a built-in task's data lies.
         force: the folder may hold files already.
         progress: called when a stage begins and as it goes on.
@@ -171,7 +183,13 @@ def report(
         points: list[SweepPoint] = []
         for setting in chosen:
             inner = within(progress, f"packing {name}, {setting.label}")
-            packed, restored = pack_and_restore(model, f"{name}.wcz", setting.options, dry_run=True, progress=inner)
+            encoder = encode if setting.options.max_drop is None else RefineEncoder(task)
+            try:
+                packed, restored = pack_and_restore(
+                    model, f"{name}.wcz", setting.options, dry_run=True, progress=inner, encoder=encoder
+                )
+            except TargetUnreachable:  # no archive of a small model is as small as a sweep goes
+                continue
             scores = TaskScore(task.name, task.dataset, before, score(task, restored))
             points.append(SweepPoint(setting.label, replace(packed, task=scores)))
         inner = within(progress, f"measuring {render.sentence_list(list(BASELINES))}")
@@ -269,6 +287,9 @@ def _table(result: Report, counts_latents: bool) -> Table:
 
 def _picture(result: Report) -> Picture:
     latent = [Mark(p.label, p.pack.latent_ratio, p.score) for p in result.points if p.pack.latent_ratio is not None]
+    printed = PAPER.get(result.task)
+    if printed is not None and result.method != "paper" and result.dataset == "mnist":
+        latent.append(Mark("as the paper prints", BLOCK_SIZE / LATENT_DIM, printed.score_after))
     png = figures.ratio_against_score(
         _finite([Mark(p.label, p.pack.ratio, p.score) for p in result.points]),
         _finite(latent),
