@@ -14,7 +14,7 @@ METHODS = ("paper", "vae", "lossless")
 """Literal, append-only identifiers of how float tensors are coded."""
 
 METHOD_VERSIONS = {"paper": 3, "vae": 3, "lossless": 2}
-"""The format version that introduced each method as it is written now."""
+"""The format version in which each method is written now."""
 
 CODED_DTYPES = (
     "float64",
