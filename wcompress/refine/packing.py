@@ -10,9 +10,11 @@ import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.encoding import Encoded, Progress, encode
@@ -24,7 +26,7 @@ from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.evaluate import build_model
 from wcompress.refine.distil import distance_of
 from wcompress.refine.engine import RefineConfig, Refiner
-from wcompress.refine.inputs import Inputs, blobs
+from wcompress.refine.inputs import Inputs, blobs, tensors_of
 from wcompress.refine.resume import load_state, save_state
 from wcompress.refine.search import Candidate, Goal, RefineSearch
 from wcompress.tasks import Task
@@ -38,6 +40,8 @@ _BATCH = 128
 _N_BLOBS = 20_000
 _FEW_INPUTS = 10_000
 _PULL = 0.0
+_PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 1.0, "clip": 2.0}
+"""For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode."""
 _MEASURING_EFFORT = 2
 _DATA_FREE_RATIO = 60.0
 _DATA_FREE_DB = (3.0, 40.0)
@@ -92,8 +96,18 @@ class RefineEncoder:
         shape = getattr(task, "input_shape", None)
         if not batches and shape is not None:
             batches = list(blobs(shape, _N_BLOBS, generator).split(1000))
-        inputs = Inputs(batches, batch_size=_BATCH, augment=getattr(task, "augment", None), seed=options.seed)
+        n_inputs = sum(len(tensors_of(batch)[0]) for batch in batches)
+        plain_recurrent = any(isinstance(module, nn.RNN) for module in task.build().modules())
+        inputs = Inputs(
+            batches,
+            batch_size=_BATCH,
+            augment=getattr(task, "augment", None),
+            max_shift=0 if plain_recurrent and n_inputs >= _FEW_INPUTS else 1,
+            seed=options.seed,
+        )
         config = RefineConfig(seed=options.seed, pull=_PULL if inputs.n_inputs < _FEW_INPUTS else 0.0)
+        if plain_recurrent:
+            config = replace(config, **_PLAIN_RECURRENT)
         refiner = Refiner(task, scored.checkpoint, inputs, distance_of(task), config, device)
         if not refiner.weights.slots:
             raise OptionError("refine: the model has no weights to refine; use --refine off")
