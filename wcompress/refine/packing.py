@@ -105,7 +105,8 @@ class RefineEncoder:
             max_shift=0 if plain_recurrent and n_inputs >= _FEW_INPUTS else 1,
             seed=options.seed,
         )
-        config = RefineConfig(seed=options.seed, pull=_PULL if inputs.n_inputs < _FEW_INPUTS else 0.0)
+        pull = _PULL if inputs.n_inputs < _FEW_INPUTS else 0.0
+        config = RefineConfig(seed=options.seed, pull=pull, **_gently(task.build()))
         if plain_recurrent:
             config = replace(config, **_PLAIN_RECURRENT)
         refiner = Refiner(task, scored.checkpoint, inputs, distance_of(task), config, device)
@@ -128,6 +129,14 @@ class RefineEncoder:
                 raise OptionError("resume: a dry run keeps no checkpoint; leave --dry-run out")
             search.restore(load_state(path, key))
         return search
+
+
+def _gently(network: nn.Module) -> dict[str, float]:
+    # Through a recurrence without gates errors grow from one time step to the next: it wants a finer start, and
+    # gradients that now and then explode have to be cut.
+    if any(isinstance(module, nn.RNN) for module in network.modules()):
+        return {"start_step": 1.2, "clip": 2.0}
+    return {}
 
 
 class _Scored:
