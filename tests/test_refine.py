@@ -214,6 +214,29 @@ def test_refining_makes_symbols_fewer_and_keeps_the_function(trained: dict[str, 
     assert used[:4].sum() > 2 * used[4:].sum()
 
 
+def test_inputs_that_come_again_are_answered_once(trained: dict[str, Tensor]) -> None:
+    made = refiner(trained)
+    calls = []
+    made.original.register_forward_hook(lambda *_: calls.append(1))
+    made.step(1.0, 1.0)
+    n_first = len(calls)
+    made.step(1.0, 1.0)
+    assert len(calls) == n_first
+    drawn = made.inputs.drawn
+    pool = made.inputs.pool
+    assert drawn is not None
+    assert isinstance(pool, Tensor)
+    torch.testing.assert_close(made._wanted(pool[drawn], drawn), made.original(pool[drawn]))
+
+
+def test_a_gradient_much_longer_than_usual_is_cut(trained: dict[str, Tensor]) -> None:
+    made = refiner(trained, clip=2.0)
+    usual = torch.ones(4)
+    made._clipped(usual.clone())
+    assert float(made._clipped(usual * 100).norm()) == pytest.approx(2 * float(usual.norm()))
+    assert torch.equal(made._clipped(usual * torch.nan), torch.zeros(4))
+
+
 def test_refining_goes_on_from_its_state_bit_for_bit(trained: dict[str, Tensor]) -> None:
     one, other = refiner(trained), refiner(trained)
     for _ in range(30):

@@ -24,7 +24,7 @@ from wcompress.codec.given import GivenSymbols
 from wcompress.errors import TaskError
 from wcompress.evaluate import build_model
 from wcompress.refine.distil import Distance
-from wcompress.refine.inputs import Inputs, call, mapped
+from wcompress.refine.inputs import Inputs, call, mapped, taken, tensors_of
 from wcompress.refine.rate import ActivityRates, RateModel, total_bits
 from wcompress.refine.weights import LatentWeights
 from wcompress.tasks import Task
@@ -35,6 +35,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _STATISTICS_BATCHES = 20
 _LOOSE_LR = 1e-3
 _MAX_LATENT = 127.0
+_MAX_ANSWER_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class RefineConfig:
         lr: how far Adam moves a latent at most in a step of training, in quantisation steps.
         step_lr: the same of the logarithm of a step, in octaves.
         start_step: quantisation step of a tensor at first, in its weights' root mean square.
+        start_strength: λ of the first cycle.
         keep_weights: as a step moves, its weights stay and their symbols follow; else the symbols stay.
         refresh: training steps between fits of the rate model.
+        clip: how long the distance's gradient may be, in its usual length; 0 for however long.
         pull: how hard latents are drawn back to the original weights, per squared step; 0 with enough data.
         seed: of the order of the inputs.
     """
@@ -54,8 +57,10 @@ class RefineConfig:
     lr: float = 0.05
     step_lr: float = 0.003
     start_step: float = 2.5
+    start_strength: float = 1.5
     keep_weights: bool = False
     refresh: int = 20
+    clip: float = 0.0
     pull: float = 0.0
     seed: int = 0
 
@@ -108,6 +113,9 @@ class Refiner:
         self._owner = torch.repeat_interleave(torch.arange(len(sizes), device=self._device), sizes)
         self._slopes: tuple[Tensor, Tensor, Tensor] | None = None
         self.distance_ema = math.nan
+        self._usual_length = 0.0
+        self._answers: Tensor | None = None
+        self._may_remember = True
 
     def step(self, strength: float, lr: float, *, move_steps: bool = True) -> float:
         """One step of training.
@@ -129,7 +137,7 @@ class Refiner:
         if self._slopes is None or self.n_steps % self.config.refresh == 0:
             self._fit(symbols)
         distance = self._backward()
-        gradient = weights.gradient()
+        gradient = self._clipped(weights.gradient())
         latents = weights.latents
         pull = (strength / max(1, weights.n_weights)) * self._slope(latents)
         if self.config.keep_weights:
@@ -191,6 +199,7 @@ class Refiner:
             "slopes": None if self._slopes is None else [slope.clone() for slope in self._slopes],
             "loose_optimizer": None if self._loose_optimizer is None else self._loose_optimizer.state_dict(),
             "n_steps": self.n_steps,
+            "usual_length": self._usual_length,
             "inputs": self.inputs.state(),
             "buffers": {name: value.clone() for name, value in self.model.named_buffers()} if self._norms else {},
         }
@@ -201,6 +210,7 @@ class Refiner:
         self._moments = [m.to(self._device).clone() for m in state["moments"]]
         self._step_moments = [m.to(self._device).clone() for m in state["step_moments"]]
         self.n_steps = int(state["n_steps"])
+        self._usual_length = float(state["usual_length"])
         self.inputs.restore(state["inputs"])
         for name, value in self.model.named_buffers():
             if name in state["buffers"]:
@@ -209,6 +219,18 @@ class Refiner:
         self._slopes = None if slopes is None else tuple(slope.to(self._device) for slope in slopes)
         if self._loose_optimizer is not None:
             self._loose_optimizer.load_state_dict(state["loose_optimizer"])
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        if not self.config.clip:
+            return gradient
+        length = float(gradient.norm())
+        if not math.isfinite(length):
+            return torch.zeros_like(gradient)
+        if self._usual_length and length > self.config.clip * self._usual_length:
+            gradient.mul_(self.config.clip * self._usual_length / length)
+            length = self.config.clip * self._usual_length
+        self._usual_length = length if not self._usual_length else 0.98 * self._usual_length + 0.02 * length
+        return gradient
 
     def _fit(self, symbols: Tensor) -> None:
         rates = self._rate_model.fit(symbols)
@@ -232,18 +254,44 @@ class Refiner:
     def _backward(self) -> float:
         batch = self._placed(self.inputs.draw())
         self.weights.clear_gradients()
-        loss = self._compare(batch)
+        loss = self._compare(batch, self.inputs.drawn)
         try:
             loss.backward()
         except RuntimeError as error:
             raise TaskError(f"refining: the model cannot be trained ({error}); use --refine off") from error
         return float(loss.detach())
 
-    def _compare(self, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def _wanted(self, batch: Batch, drawn: Tensor | None) -> Any:
+        # Of inputs that come again as they are, the original's outputs are computed once.
+        if drawn is not None and self._may_remember:
+            if self._answers is None:
+                self._answers = self._all_answers(len(drawn))
+                self._may_remember = self._answers is not None
+            if self._answers is not None:
+                return self._answers[drawn.to(self._device)]
+        return call(self.original, batch)
+
+    def _all_answers(self, n: int) -> Tensor | None:
+        pool = self.inputs.pool
+        if pool is None:
+            return None
+        n_inputs = len(tensors_of(pool)[0])
+        parts: list[Tensor] = []
+        for numbers in torch.arange(n_inputs).split(n):
+            found = call(self.original, self._placed(taken(pool, numbers)))
+            # One row for each input, or it is not known which part of an output belongs to which.
+            if not isinstance(found, Tensor) or found.ndim == 0 or len(found) != len(numbers):
+                return None
+            if found.numel() // len(found) * found.element_size() * n_inputs > _MAX_ANSWER_BYTES:
+                return None
+            parts.append(found)
+        return torch.cat(parts)
+
+    def _compare(self, batch: Batch, drawn: Tensor | None = None) -> Tensor:
         batch = self._placed(batch)
         try:
-            with torch.no_grad():
-                wanted = call(self.original, batch)
+            wanted = self._wanted(batch, drawn)
             for norm in self._norms:
                 norm.train(torch.is_grad_enabled())
             loss = self._distance(wanted, call(self.model, batch))

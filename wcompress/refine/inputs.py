@@ -25,11 +25,13 @@ class Inputs:
         batches: as a task's `calibration` gives them.
         batch_size: of the batches to draw, where inputs are all of one shape; others stay as they come.
         augment: changes a batch at random; None for what its shape suggests, see `varied`.
+        max_shift: pixels that images are moved by at most, where `augment` is None.
         seed: of the order.
 
     Attributes:
         held_out: batches that are never drawn; the last tenth, 1,000 inputs at most.
         n_inputs: inputs that are drawn from.
+        drawn: which inputs of `pool` the last batch was made of; None where inputs are varied, or have no pool.
 
     Raises:
         TaskError: there are no inputs.
@@ -63,7 +65,7 @@ class Inputs:
             n_held = min(_MAX_HELD_OUT, n // _HELD_OUT_SHARE)
             order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
             self.n_inputs = n - n_held
-            self.held_out: list[Batch] = [_taken(self._pool, part) for part in order[:n_held].split(batch_size)]
+            self.held_out: list[Batch] = [taken(self._pool, part) for part in order[:n_held].split(batch_size)]
             self._chosen = order[n_held:]
         else:
             n_held = max(1, len(found) // _HELD_OUT_SHARE) if len(found) > 1 else 0
@@ -71,6 +73,12 @@ class Inputs:
             self._ragged = found[: len(found) - n_held]
             self.n_inputs = sum(len(tensors_of(batch)[0]) for batch in self._ragged)
         self._order = torch.zeros(0, dtype=torch.int64)
+        self.drawn: Tensor | None = None
+
+    @property
+    def pool(self) -> Batch | None:
+        """All inputs, those held out among them, as one batch; None where they differ in shape."""
+        return self._pool
 
     def draw(self) -> Batch:
         """The next batch, varied; every input once before any comes again."""
@@ -82,16 +90,21 @@ class Inputs:
             size = min(self._batch_size, self.n_inputs)
             if len(self._order) < size:
                 self._order = torch.randperm(self.n_inputs, generator=self.generator)
-            batch, self._order = _taken(self._pool, self._chosen[self._order[:size]]), self._order[size:]
+            self.drawn, self._order = self._chosen[self._order[:size]], self._order[size:]
+            batch = taken(self._pool, self.drawn)
         if self._augment is not None:
+            self.drawn = None
             return self._augment(batch, self.generator)
-        return varied(batch, self.generator, self._max_shift)
+        changed = varied(batch, self.generator, self._max_shift)
+        if changed is not batch:
+            self.drawn = None
+        return changed
 
     def plain(self, n_batches: int) -> list[Batch]:
         """The first batches as they are, for statistics."""
         if self._pool is None:
             return self._ragged[:n_batches]
-        return [_taken(self._pool, part) for part in self._chosen.split(self._batch_size)[:n_batches]]
+        return [taken(self._pool, part) for part in self._chosen.split(self._batch_size)[:n_batches]]
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""
@@ -187,5 +200,6 @@ def _joined(batches: list[Batch]) -> Batch | None:
     return tuple(joined)
 
 
-def _taken(batch: Batch, chosen: Tensor) -> Batch:
+def taken(batch: Batch, chosen: Tensor) -> Batch:
+    """Some inputs of a batch, by their numbers."""
     return mapped(batch, lambda t: t[chosen])

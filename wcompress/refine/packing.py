@@ -10,9 +10,11 @@ import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.encoding import Encoded, Progress, encode
@@ -24,7 +26,7 @@ from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.evaluate import build_model
 from wcompress.refine.distil import distance_of
 from wcompress.refine.engine import RefineConfig, Refiner
-from wcompress.refine.inputs import Inputs, blobs
+from wcompress.refine.inputs import Inputs, blobs, tensors_of
 from wcompress.refine.resume import load_state, save_state
 from wcompress.refine.search import Candidate, Goal, RefineSearch
 from wcompress.tasks import Task
@@ -38,6 +40,8 @@ _BATCH = 128
 _N_BLOBS = 20_000
 _FEW_INPUTS = 10_000
 _PULL = 0.0
+_PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 1.0, "clip": 2.0}
+"""For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode."""
 _MEASURING_EFFORT = 2
 _DATA_FREE_RATIO = 60.0
 _DATA_FREE_BITS = (0.35, 8.0)
@@ -92,8 +96,19 @@ class RefineEncoder:
         shape = getattr(task, "input_shape", None)
         if not batches and shape is not None:
             batches = list(blobs(shape, _N_BLOBS, generator).split(1000))
-        inputs = Inputs(batches, batch_size=_BATCH, augment=getattr(task, "augment", None), seed=options.seed)
-        config = RefineConfig(seed=options.seed, pull=_PULL if inputs.n_inputs < _FEW_INPUTS else 0.0)
+        n_inputs = sum(len(tensors_of(batch)[0]) for batch in batches)
+        plain_recurrent = any(isinstance(module, nn.RNN) for module in task.build().modules())
+        inputs = Inputs(
+            batches,
+            batch_size=_BATCH,
+            augment=getattr(task, "augment", None),
+            max_shift=0 if plain_recurrent and n_inputs >= _FEW_INPUTS else 1,
+            seed=options.seed,
+        )
+        pull = _PULL if inputs.n_inputs < _FEW_INPUTS else 0.0
+        config = RefineConfig(seed=options.seed, pull=pull, **_gently(task.build()))
+        if plain_recurrent:
+            config = replace(config, **_PLAIN_RECURRENT)
         refiner = Refiner(task, scored.checkpoint, inputs, distance_of(task), config, device)
         if not refiner.weights.slots:
             raise OptionError("refine: the model has no weights to refine; use --refine off")
@@ -114,6 +129,14 @@ class RefineEncoder:
                 raise OptionError("resume: a dry run keeps no checkpoint; leave --dry-run out")
             search.restore(load_state(path, key))
         return search
+
+
+def _gently(network: nn.Module) -> dict[str, float]:
+    # Through a recurrence without gates errors grow from one time step to the next: it wants a finer start, and
+    # gradients that now and then explode have to be cut.
+    if any(isinstance(module, nn.RNN) for module in network.modules()):
+        return {"start_step": 1.2, "clip": 2.0}
+    return {}
 
 
 class _Scored:

@@ -30,7 +30,6 @@ _EXTRA_CYCLES, _EXTRA_SHARE, _EXTRA_CHANGE = 3, 0.15, 0.35
 """More cycles, as long as no candidate keeps to the goal."""
 _WARM = 0.05
 _FREEZE = 0.6
-_START_STRENGTH = 1.5
 _GAIN = 0.25
 _AIM = 0.99
 _TRIM_ROUNDS = 7
@@ -93,7 +92,7 @@ class SearchState:
 
     done: int = 0
     spent_s: float = 0.0
-    strength: float = _START_STRENGTH
+    strength: float = 1.5
     cycle: int = 0
     begun: float = 0.0
     last_drop: float = 0.0
@@ -133,7 +132,7 @@ class RefineSearch:
         self._measure = measure
         self._n_steps, self._limit_s, self._fixed_bytes = n_steps, limit_s, fixed_bytes
         self._progress, self._save = progress, save
-        self.at = SearchState()
+        self.at = SearchState(strength=refiner.config.start_strength)
         self.candidates: list[Candidate] = []
         self._started = time.monotonic()
 
