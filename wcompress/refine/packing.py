@@ -40,6 +40,7 @@ _BATCH = 128
 _N_BLOBS = 20_000
 _FEW_INPUTS = 10_000
 _PULL = 0.0
+_GENTLE_START, _GENTLE_CLIP = 1.2, 2.0
 _PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 1.0, "clip": 2.0}
 """For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode."""
 _MEASURING_EFFORT = 2
@@ -106,7 +107,9 @@ class RefineEncoder:
             seed=options.seed,
         )
         pull = _PULL if inputs.n_inputs < _FEW_INPUTS else 0.0
-        config = RefineConfig(seed=options.seed, pull=pull, **_gently(task.build()))
+        config = RefineConfig(seed=options.seed, pull=pull)
+        if _recurs_ungated(task.build()):
+            config = replace(config, start_step=_GENTLE_START, clip=_GENTLE_CLIP)
         if plain_recurrent:
             config = replace(config, **_PLAIN_RECURRENT)
         refiner = Refiner(task, scored.checkpoint, inputs, distance_of(task), config, device)
@@ -131,12 +134,10 @@ class RefineEncoder:
         return search
 
 
-def _gently(network: nn.Module) -> dict[str, float]:
+def _recurs_ungated(network: nn.Module) -> bool:
     # Through a recurrence without gates errors grow from one time step to the next: it wants a finer start, and
     # gradients that now and then explode have to be cut.
-    if any(isinstance(module, nn.RNN) for module in network.modules()):
-        return {"start_step": 1.2, "clip": 2.0}
-    return {}
+    return any(isinstance(module, nn.RNN) for module in network.modules())
 
 
 class _Scored:
