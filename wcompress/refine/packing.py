@@ -40,7 +40,6 @@ _BATCH = 128
 _N_BLOBS = 20_000
 _FEW_INPUTS = 10_000
 _PULL = 0.0
-_GENTLE_START, _GENTLE_CLIP = 1.2, 2.0
 _PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 1.0, "clip": 2.0}
 """For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode."""
 _MEASURING_EFFORT = 2
@@ -108,8 +107,6 @@ class RefineEncoder:
         )
         pull = _PULL if inputs.n_inputs < _FEW_INPUTS else 0.0
         config = RefineConfig(seed=options.seed, pull=pull)
-        if _recurs_ungated(task.build()):
-            config = replace(config, start_step=_GENTLE_START, clip=_GENTLE_CLIP)
         if plain_recurrent:
             config = replace(config, **_PLAIN_RECURRENT)
         refiner = Refiner(task, scored.checkpoint, inputs, distance_of(task), config, device)
@@ -132,12 +129,6 @@ class RefineEncoder:
                 raise OptionError("resume: a dry run keeps no checkpoint; leave --dry-run out")
             search.restore(load_state(path, key))
         return search
-
-
-def _recurs_ungated(network: nn.Module) -> bool:
-    # Through a recurrence without gates errors grow from one time step to the next: it wants a finer start, and
-    # gradients that now and then explode have to be cut.
-    return any(isinstance(module, nn.RNN) for module in network.modules())
 
 
 class _Scored:
