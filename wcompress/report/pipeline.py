@@ -88,6 +88,7 @@ def measure_baseline(
     folder: str | os.PathLike[str],
     *,
     data: MnistData,
+    method: str = "paper",
     seed: int = 0,
     effort: int = 5,
     latent_dim: int = LATENT_DIM,
@@ -106,6 +107,7 @@ def measure_baseline(
         name: one of `wcompress.tasks.builtin_tasks()`.
         folder: an existing folder.
         data: to train and score on.
+        method: of the archive.
         seed: of the model's training and the archive's.
         effort: of packing, 1 to 9.
         latent_dim: numbers in a block's latent.
@@ -120,7 +122,7 @@ def measure_baseline(
         TaskError, CheckpointError, OptionError, OutputError: see `wcompress.errors`.
     """
     options = PackOptions(
-        latent_dim=latent_dim, effort=effort, seed=seed, device=device, threads=threads, force=force, method="paper"
+        latent_dim=latent_dim, effort=effort, seed=seed, device=device, threads=threads, force=force, method=method
     )
     torch_device = resolve_device(device)
     task = BaselineTask(name, data, seed)
