@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
@@ -97,6 +97,7 @@ def make_table(scale: float, limit: int) -> FrequencyTable:
     return fit_table(np.round(1e4 * np.exp(-np.abs(np.arange(-limit, limit + 1)) / scale)) + 1)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 3))
 def test_arrays_round_trip(seed: int, n_arrays: int) -> None:
     rng = np.random.default_rng(seed)

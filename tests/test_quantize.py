@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wcompress.errors import ArchiveError
-from wcompress.quantize.trellis import N_STATES, interleave, nominal_levels, quantisers, search, trellis
+from wcompress.quantize.trellis import N_STATES, group, interleave, nominal_levels, quantisers, search, trellis
 
 UNITS = np.array([0, 40, 100], np.int64)
 
@@ -76,11 +76,12 @@ def test_interleaving_undoes_grouping() -> None:
     which = quantisers(symbols, np.array([0, 60], np.int64), machine)
     groups = [symbols[(slots == s) & (which == q)] for s in range(3) for q in (0, 1)]
     sizes = np.array([len(g) for g in groups], np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    pool = np.concatenate(groups)
-    assert np.array_equal(interleave(pool, starts, sizes, slots, machine), symbols)
+    pool = np.empty(60, np.int32)
+    assert np.array_equal(group(symbols, slots, 0, 3, machine, pool), sizes)
+    assert np.array_equal(pool, np.concatenate(groups))
+    assert np.array_equal(interleave(pool, sizes, slots, 0, machine), symbols)
     with pytest.raises(ArchiveError, match="trellis"):
-        interleave(pool ^ 1, starts, sizes, slots, machine)
+        interleave(pool ^ 1, sizes, slots, 0, machine)
 
 
 def test_units_start_anew() -> None:

@@ -6,7 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+_ENERGY_PART = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,32 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
+def largest_magnitude(tensor: torch.Tensor) -> float:
+    """The largest |w| of a float tensor of any dtype: inf or nan where it holds such a number, 0 where it is empty."""
+    if not tensor.numel():
+        return 0.0
+    low, high = computable(tensor).aminmax()
+    return max(-float(low), float(high))
+
+
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether a float tensor of any dtype holds no NaN and no infinity."""
-    return bool(torch.isfinite(tensor.double()).all())
+    return math.isfinite(largest_magnitude(tensor))
+
+
+def computable(tensor: torch.Tensor) -> torch.Tensor:
+    """A float tensor of any dtype as float32, or float64 if it is, without rounding."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
+
+
+def energy(array: npt.NDArray[np.floating]) -> float:
+    """Σw² of a numpy array `[n]`, each term in float64; inf where that is too small."""
+    total = 0.0
+    with np.errstate(over="ignore"):
+        for first in range(0, len(array), _ENERGY_PART):
+            part = array[first : first + _ENERGY_PART].astype(np.float64, copy=False)
+            total += float(part @ part)
+    return total
 
 
 def compare(original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.Tensor]) -> ErrorFigures:
@@ -56,13 +83,13 @@ def compare(original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.T
         lossless = lossless and same_bits(tensor, other)
         if not tensor.is_floating_point() or not is_finite(tensor):
             continue
-        w = tensor.double()
-        error = w - other.double()
+        w = computable(tensor)
+        error = w - computable(other)
         if tensor.numel():
-            max_abs_error = max(max_abs_error or 0.0, float(error.abs().max()))
+            max_abs_error = max(max_abs_error or 0.0, largest_magnitude(error))
         if tensor.ndim >= 2:
-            signal += float(w.square().sum())
-            noise += float(error.square().sum())
+            signal += energy(w.reshape(-1).numpy())
+            noise += energy(error.reshape(-1).numpy())
     measurable = math.isfinite(signal) and math.isfinite(noise) and signal > 0 and noise > 0
     if max_abs_error is not None and not math.isfinite(max_abs_error):
         max_abs_error = None

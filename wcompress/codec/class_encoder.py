@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.class_model import ClassModel
-from wcompress.codec.levels import LEVEL_UNITS, Levels
+from wcompress.codec.levels import Levels
 from wcompress.codec.scales import ScaleModel, fit_latent_table
-from wcompress.codec.solution import EncoderConfig, Solution, centroids, symbol_limit, with_energy
-from wcompress.codec.symbols import LOW_BITS, ClassTables, fit_tables, upper
+from wcompress.codec.solution import EncoderConfig, Moments, Solution, in_steps, symbol_limit, with_energy
+from wcompress.codec.symbols import LOW_BITS, ClassTables, count_symbols, fit_tables, symbol_bits, upper
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy.bits import BitWriter
 from wcompress.quantize.trellis import Trellis, quantisers, search
@@ -32,7 +32,7 @@ Ints = npt.NDArray[np.int32]
 _TRAINING_BLOCKS = 512
 
 
-def sub_features(magnitudes: Floats, sequencing: Sequencing) -> Floats:
+def sub_features(magnitudes: npt.NDArray[np.floating], sequencing: Sequencing) -> Floats:
     """log₂ of the mean magnitude of each sub-block, `[n_sub_blocks]`, from magnitudes in steps."""
     size = sequencing.sub_size
     n_sub = -(-len(magnitudes) // size)
@@ -44,7 +44,7 @@ def sub_features(magnitudes: Floats, sequencing: Sequencing) -> Floats:
     return features
 
 
-def base_scales(weights: Floats, step: float, sequencing: Sequencing) -> tuple[int, ...]:
+def base_scales(weights: npt.NDArray[np.floating], step: float, sequencing: Sequencing) -> tuple[int, ...]:
     """log₂ of each tensor's mean magnitude in steps, in units of 1/8 octave."""
     bases = []
     for start, end in zip(sequencing.starts[:-1], sequencing.starts[1:], strict=True):
@@ -95,15 +95,16 @@ class ClassEncoder:
     """Looks for the cheapest way to store one sequence of weights at a given step under class tables.
 
     Args:
-        weights: float64 `[n]`, already divided by their tensors' own scales.
+        weights: float32 or float64 `[n]`, already divided by their tensors' own scales.
         sequencing: where tensors, blocks and units lie.
         config: how hard to look.
     """
 
-    def __init__(self, weights: Floats, sequencing: Sequencing, config: EncoderConfig) -> None:
+    def __init__(self, weights: npt.NDArray[np.floating], sequencing: Sequencing, config: EncoderConfig) -> None:
         self.weights = weights
         self.sequencing = sequencing
         self.config = config
+        self._x = np.empty(len(weights), np.float32)
 
     def solve(self, step: float, start: Solution | None = None) -> Solution:
         """The best solution found at `step`.
@@ -113,7 +114,7 @@ class ClassEncoder:
             start: a solution at a similar step, whose tables and prior are the first guess.
         """
         config = self.config
-        x = (self.weights / step).astype(np.float32)
+        x = in_steps(self.weights, step, self._x)
         bases = base_scales(self.weights, step, self.sequencing)
         static = ScaleModel(bases, None, np.zeros((0, self.sequencing.latent_dim), np.int64))
         scales = static
@@ -153,36 +154,25 @@ class ClassEncoder:
         rates: npt.NDArray[np.float32],
     ) -> Solution:
         machine, sequencing = self.config.machine, self.sequencing
-        classes = scales.classes(sequencing.tensor_of_sub)
-        limit = rates.shape[2] // 2
-        shift = sequencing.sub_size.bit_length() - 1
+        classes, shift = scales.classes(sequencing.tensor_of_sub), sequencing.sub_shift
         symbols = search(
             x,
             sequencing.unit_starts,
             classes,
             shift,
             machine,
-            levels.array(machine, limit),
+            levels.array(machine, rates.shape[2] // 2),
             rates,
             self.config.multiplier,
         )
         which = quantisers(symbols, sequencing.unit_starts, machine)
-        each = np.repeat(classes, sequencing.sub_size)[: len(x)]
-        tables = fit_tables(symbols, which, each)
-        levels = centroids(x, symbols, which, machine)
+        counts = count_symbols(symbols, which, classes, shift)
+        tables = fit_tables(counts)
+        moments = Moments.of(x, symbols, which, machine)
+        levels = moments.centroids()
         if self.config.keep_energy:
-            levels = with_energy(levels, x, symbols, which, machine)
-        error = x - levels.units(symbols, which, machine) / LEVEL_UNITS
-        bits = float(table_rates(tables, rates)[each, which, symbols + limit].sum())
-        return Solution(
-            step,
-            ClassModel(scales, tables),
-            levels,
-            symbols,
-            None,
-            float(np.square(error, dtype=np.float64).sum()) * step**2,
-            bits,
-        )
+            levels = with_energy(levels, moments)
+        return Solution(step, ClassModel(scales, tables), levels, symbols, None, symbol_bits(counts, tables))
 
     def _with_prior(self, static: ScaleModel, solution: Solution, rates: npt.NDArray[np.float32]) -> ScaleModel:
         from wcompress.vae.prior_training import PriorConfig, train_prior
@@ -253,7 +243,7 @@ def refine_latents(
     reach = 9
     length = latents.shape[1]
 
-    def symbol_bits(z: npt.NDArray[np.int64]) -> Floats:
+    def bits_of(z: npt.NDArray[np.int64]) -> Floats:
         classes = classes_of(bases + decoder(z) / (1 << WEIGHT_BITS))
         return np.take_along_axis(costs, classes[:, :, None], axis=2)[:, :, 0].astype(np.float64)
 
@@ -261,13 +251,13 @@ def refine_latents(
         table = fit_latent_table(latents)
         edge = table.limit
         lengths = np.concatenate([[30.0], table.bits, [30.0]])
-        now = symbol_bits(latents)
+        now = bits_of(latents)
         for phase in range(reach):
             for change in (1, -1):
                 tried = latents.copy()
                 tried[:, phase::reach] += change
                 tried = np.clip(tried, -edge, edge)
-                gain = now - symbol_bits(tried) + lengths[latents + edge + 1] - lengths[tried + edge + 1]
+                gain = now - bits_of(tried) + lengths[latents + edge + 1] - lengths[tried + edge + 1]
                 # What changes at distance up to four belongs to the latent in the middle.
                 padded = np.pad(gain, ((0, 0), (4, 4)))
                 total = sum(padded[:, 4 + d : 4 + d + length] for d in range(-4, 5))
@@ -275,5 +265,5 @@ def refine_latents(
                 better[:, phase::reach] = np.asarray(total)[:, phase::reach] > 0
                 if better.any():
                     latents = np.where(better, tried, latents)
-                    now = symbol_bits(latents)
+                    now = bits_of(latents)
     return latents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.quantize.trellis import Trellis
 
 Symbols = npt.NDArray[np.int32]
+UseUnit = Callable[[int, Symbols, npt.NDArray[np.int8] | None], None]
+"""Takes a unit's number, its symbols, and how signs were expected, if they were; called from several threads."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,23 @@ class ClassModel:
 
     def encode(self, symbols: Symbols, sequencing: Sequencing, machine: Trellis) -> bytes:
         """The `symbols` section."""
-        return encode_symbols(symbols, sequencing.unit_starts, self._classes(sequencing), machine, self.tables)
+        return encode_symbols(
+            symbols,
+            sequencing.unit_starts,
+            self.scales.classes(sequencing.tensor_of_sub),
+            sequencing.sub_shift,
+            machine,
+            self.tables,
+        )
 
-    def decode(
-        self, data: bytes, sequencing: Sequencing, machine: Trellis, units: Sequence[int]
-    ) -> list[tuple[Symbols, None]]:
-        """The symbols of some trellis units; signs are never expected.
+    def decode(self, data: bytes, sequencing: Sequencing, machine: Trellis, units: Sequence[int], use: UseUnit) -> None:
+        """Decode some trellis units; `use` gets each one, and no ratios, for signs are never expected.
 
         Raises:
             ArchiveError: the section is malformed.
         """
-        classes = self._classes(sequencing)
-        return [
-            (symbols, None)
-            for symbols in decode_symbols(data, sequencing.unit_starts, classes, machine, self.tables, units)
-        ]
-
-    def _classes(self, sequencing: Sequencing) -> Symbols:
         classes = self.scales.classes(sequencing.tensor_of_sub)
-        return np.repeat(classes, sequencing.sub_size)[: sequencing.n_weights]
+        starts, shift = sequencing.unit_starts, sequencing.sub_shift
+        decode_symbols(
+            data, starts, classes, shift, machine, self.tables, units, lambda unit, symbols: use(unit, symbols, None)
+        )

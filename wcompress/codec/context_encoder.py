@@ -14,7 +14,7 @@ from wcompress.codec.levels import LEVEL_UNITS, Levels
 from wcompress.codec.neighbours import find_lags, fit_taps
 from wcompress.codec.rates import RateClasses
 from wcompress.codec.scales import ScaleModel
-from wcompress.codec.solution import EncoderConfig, Solution, centroids, symbol_limit, with_energy
+from wcompress.codec.solution import EncoderConfig, Moments, Solution, in_steps, symbol_limit, with_energy, with_shifts
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy.bits import BitWriter
 from wcompress.entropy.context import LOWEST
@@ -33,16 +33,16 @@ class ContextEncoder:
     """Looks for the cheapest way to store one sequence of weights at a given step.
 
     Args:
-        weights: float64 `[n]`, already divided by their tensors' own scales.
+        weights: of any float dtype `[n]`, already divided by their tensors' own scales.
         sequencing: where tensors, blocks and units lie.
         config: how hard to look.
     """
 
-    def __init__(self, weights: Floats, sequencing: Sequencing, config: EncoderConfig) -> None:
-        self.weights = weights
+    def __init__(self, weights: npt.NDArray[np.floating], sequencing: Sequencing, config: EncoderConfig) -> None:
+        self.weights = weights.astype(np.float64, copy=False)
         self.sequencing = sequencing
         self.config = config
-        self._lags = find_lags(weights, sequencing)
+        self._lags = find_lags(self.weights, sequencing)
 
     def solve(self, step: float, start: Solution | None = None) -> Solution:
         """The best solution found at `step`.
@@ -163,7 +163,7 @@ class ContextEncoder:
 
     def _pass(self, step: float, model: ContextModel, start: Solution | None) -> Solution:
         machine, sequencing = self.config.machine, self.sequencing
-        x = (self.weights / step).astype(np.float32)
+        x = in_steps(self.weights, step)
         limit = symbol_limit(x, machine)
         levels = Levels()
         if start is None:
@@ -198,14 +198,15 @@ class ContextEncoder:
         which = quantisers(symbols, sequencing.unit_starts, machine)
         described = model.describe(symbols, sequencing, machine)
         ratios = described.ratios if model.taps.any() else None
-        x = (self.weights / step).astype(np.float32)
+        x = in_steps(self.weights, step)
         if levels is None:
-            levels = centroids(x, symbols, which, machine, ratios)
+            moments = Moments.of(x, symbols, which, machine)
+            levels = moments.centroids()
+            if ratios is not None and ratios.any():
+                levels = with_shifts(levels, x, symbols, which, machine, ratios)
             if self.config.keep_energy:
-                levels = with_energy(levels, x, symbols, which, machine)
-        error = x - levels.units(symbols, which, machine, ratios) / LEVEL_UNITS
-        squared_error = float(np.square(error, dtype=np.float64).sum()) * step**2
-        return Solution(step, model, levels, symbols, ratios, squared_error, 0.0)
+                levels = with_energy(levels, moments)
+        return Solution(step, model, levels, symbols, ratios)
 
 
 def _nominal(symbols: Ints, which: npt.NDArray[np.uint8], spacing: int) -> Floats:

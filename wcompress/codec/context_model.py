@@ -7,15 +7,13 @@ the neighbours that predict signs, and, where they pay, the VAE prior's decoder 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.codec.class_model import UseUnit
 from wcompress.codec.scales import ScaleModel
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy import context
@@ -23,11 +21,11 @@ from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.entropy.context import N_FEATURES, N_TAPS
 from wcompress.errors import ArchiveError
 from wcompress.quantize.trellis import Trellis
+from wcompress.threads import in_threads
 from wcompress.wire import ByteCursor, encode_varint
 
 Ints = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]
-T = TypeVar("T")
 
 N_SETS = (1, 2, 5)
 """How many sets of probabilities can be mixed. Literal, append-only."""
@@ -175,7 +173,7 @@ class ContextModel:
         n = len(symbols)
         out = Description(np.zeros((n, N_FEATURES), np.int16), np.zeros(n, np.int16), np.zeros(n, np.int8))
         n_streams = len(stream_starts(sequencing)) - 1
-        _map(
+        in_threads(
             lambda stream: self._run(stream, symbols, sequencing, machine, np.zeros(0, np.uint8), describe=out),
             range(n_streams),
         )
@@ -191,13 +189,11 @@ class ContextModel:
             assert n_bytes >= 0, "five bytes a symbol did not do"
             return buffer[:n_bytes].tobytes()
 
-        parts = _map(encoded, range(len(starts) - 1))
+        parts = in_threads(encoded, range(len(starts) - 1))
         return b"".join(encode_varint(len(part)) + part for part in parts)
 
-    def decode(
-        self, data: bytes, sequencing: Sequencing, machine: Trellis, units: Sequence[int]
-    ) -> list[tuple[Symbols, npt.NDArray[np.int8]]]:
-        """The symbols of some trellis units, and how signs were expected (see `Description.ratios`).
+    def decode(self, data: bytes, sequencing: Sequencing, machine: Trellis, units: Sequence[int], use: UseUnit) -> None:
+        """Decode some trellis units; `use` gets each one, and how signs were expected (see `Description.ratios`).
 
         Raises:
             ArchiveError: the section is malformed.
@@ -216,11 +212,11 @@ class ContextModel:
             return self._run(stream, symbols, sequencing, machine, buffer, describe=out, decode=True)
 
         streams = sorted({unit // TRELLIS_UNITS for unit in units})
-        if min(_map(decoded, streams), default=0) < 0:
+        if min(in_threads(decoded, streams), default=0) < 0:
             raise ArchiveError("symbols: a symbol is out of range; the archive is damaged")
-        starts = sequencing.unit_starts
-        spans = [slice(int(starts[unit]), int(starts[unit + 1])) for unit in units]
-        return [(symbols[span], out.ratios[span]) for span in spans]
+        for unit in units:
+            span = slice(int(sequencing.unit_starts[unit]), int(sequencing.unit_starts[unit + 1]))
+            use(unit, symbols[span], out.ratios[span])
 
     def _run(
         self,
@@ -282,13 +278,6 @@ class ContextModel:
             scales = np.zeros(0, np.int64) if prior is None else prior(self.scales.latents).reshape(-1) >> 4
             self._cache["latent_scales"] = scales
         return self._cache["latent_scales"]
-
-
-def _map(function: Callable[[int], T], streams: Sequence[int]) -> list[T]:
-    if len(streams) < 2:
-        return [function(stream) for stream in streams]
-    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        return list(pool.map(function, streams))
 
 
 def check_length(n_symbols: int, n_bytes: int) -> None:

@@ -19,7 +19,7 @@ from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import Solution
 from wcompress.codec.vae_search import Target, VaeSearch, is_coded
 from wcompress.errors import OptionError
-from wcompress.fidelity import is_finite
+from wcompress.fidelity import largest_magnitude
 
 if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
@@ -172,9 +172,7 @@ def _kind(tensor: torch.Tensor, method: str) -> str:
         return "raw"
     if method == "lossless":
         return "coded"
-    if not is_finite(tensor):
-        return "raw"
-    largest = float(tensor.double().abs().max()) if tensor.numel() else 0.0
-    if largest > _LARGEST or (method == "vae" and 0 < largest < 1 / _LARGEST):
+    largest = largest_magnitude(tensor)
+    if not largest <= _LARGEST or (method == "vae" and 0 < largest < 1 / _LARGEST):
         return "raw"  # squares of such float64 numbers do not exist
     return "coded" if method == "paper" or is_coded(tensor) else "fine"

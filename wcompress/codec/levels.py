@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numba
@@ -11,9 +12,10 @@ import numpy.typing as npt
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.errors import ArchiveError
 from wcompress.quantize.trellis import Trellis
+from wcompress.threads import in_threads
 
 Ints = npt.NDArray[np.int32]
-
+Floats = npt.NDArray[np.float64]
 Signs = npt.NDArray[np.int8]
 
 LEVEL_UNITS = 64
@@ -23,6 +25,7 @@ N_RATIOS = 7
 """How strongly a sign is expected, from 1 to 7; see `wcompress.codec.context_model.Description`."""
 
 _MAX_OFFSET = LEVEL_UNITS
+_PART = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,68 @@ class Levels:
 
     def units(
         self, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis, ratios: Signs | None = None
-    ) -> npt.NDArray[np.int64]:
-        """Reconstruction of symbols, in units of 1/64 step."""
-        limit = int(np.abs(symbols).max(initial=0))
+    ) -> Floats:
+        """Reconstruction of symbols, in units of 1/64 step: whole numbers in float64."""
+        out = np.empty(len(symbols))
+        _restore(symbols, which, *self._arrays(symbols, machine, ratios), 1.0, np.ones(1), out)
+        return out
+
+    def restored(
+        self,
+        symbols: Ints,
+        which: npt.NDArray[np.uint8],
+        machine: Trellis,
+        ratios: Signs | None,
+        step: float,
+        multipliers: Floats,
+    ) -> Floats:
+        """Symbols → weights, float64 `[n]`: whole units times the unit, times the own scale, each rounded once.
+
+        Args:
+            symbols, which: int32 and uint8 `[n]`.
+            machine: the trellis.
+            ratios: how signs are expected, int8 `[n]`; None for not at all.
+            step: of the quantiser.
+            multipliers: own scales, float64 `[n]`, or `[1]` for one of all.
+        """
+        out = np.empty(len(symbols))
+        _restore(symbols, which, *self._arrays(symbols, machine, ratios), step / LEVEL_UNITS, multipliers, out)
+        return out
+
+    def squared_error(
+        self,
+        symbols: Ints,
+        which: npt.NDArray[np.uint8],
+        machine: Trellis,
+        ratios: Signs | None,
+        step: float,
+        multipliers: Floats,
+        weights: npt.NDArray[np.floating],
+    ) -> float:
+        """Σ (weight − restored)² for weights of any float dtype `[n]`; the rest as for `restored`."""
+        arrays = self._arrays(symbols, machine, ratios)
+
+        def part(first: int) -> float:
+            some = slice(first, first + _PART)
+            own = multipliers[some] if len(multipliers) > 1 else multipliers
+            told = arrays[1][some] if len(arrays[1]) else arrays[1]
+            unit = step / LEVEL_UNITS
+            found = _squared_error(symbols[some], which[some], arrays[0], told, arrays[2], unit, own, weights[some])
+            return float(found)
+
+        return math.fsum(in_threads(part, range(0, len(symbols), _PART)))
+
+    def _arrays(
+        self, symbols: Ints, machine: Trellis, ratios: Signs | None
+    ) -> tuple[npt.NDArray[np.int64], Signs, npt.NDArray[np.int64]]:
+        # The table, the ratios and the shifts that the compiled functions take.
+        limit = max(int(symbols.max(initial=0)), -int(symbols.min(initial=0)))
         shifts = np.zeros((N_RATIOS + 1, 2), np.int64)
         if self.shifts and ratios is not None:
             shifts[1:] = self.shifts
         else:
             ratios = np.zeros(0, np.int8)
-        out = np.empty(len(symbols), np.int64)
-        _look_up(symbols, which, self._table(machine, limit), ratios, shifts, out)
-        return out
+        return self._table(machine, limit), ratios, shifts
 
     def _table(self, machine: Trellis, limit: int) -> npt.NDArray[np.int64]:
         # Of both quantisers, from −limit to limit.
@@ -107,17 +161,51 @@ class Levels:
 
 
 @numba.njit(cache=True, nogil=True)
-def _look_up(
+def _unit(
+    i: int,
     symbols: Ints,
     which: npt.NDArray[np.uint8],
     table: npt.NDArray[np.int64],
     ratios: Signs,
     shifts: npt.NDArray[np.int64],
-    out: npt.NDArray[np.int64],
+) -> int:
+    unit = int(table[which[i], symbols[i] + table.shape[1] // 2])
+    if len(ratios) and ratios[i] != 0:
+        shift = int(shifts[abs(ratios[i]), 0 if symbols[i] == 0 else 1])
+        unit += shift if ratios[i] > 0 else -shift
+    return unit
+
+
+@numba.njit(cache=True, nogil=True)
+def _restore(
+    symbols: Ints,
+    which: npt.NDArray[np.uint8],
+    table: npt.NDArray[np.int64],
+    ratios: Signs,
+    shifts: npt.NDArray[np.int64],
+    unit: float,
+    multipliers: Floats,
+    out: Floats,
 ) -> None:
-    limit = table.shape[1] // 2
     for i in range(len(symbols)):
-        out[i] = table[which[i], symbols[i] + limit]
-        if len(ratios) and ratios[i] != 0:
-            shift = shifts[abs(ratios[i]), 0 if symbols[i] == 0 else 1]
-            out[i] += shift if ratios[i] > 0 else -shift
+        own = multipliers[i if len(multipliers) > 1 else 0]
+        out[i] = (_unit(i, symbols, which, table, ratios, shifts) * unit) * own
+
+
+@numba.njit(cache=True, nogil=True)
+def _squared_error(
+    symbols: Ints,
+    which: npt.NDArray[np.uint8],
+    table: npt.NDArray[np.int64],
+    ratios: Signs,
+    shifts: npt.NDArray[np.int64],
+    unit: float,
+    multipliers: Floats,
+    weights: npt.NDArray[np.floating],
+) -> float:
+    total = 0.0
+    for i in range(len(symbols)):
+        own = multipliers[i if len(multipliers) > 1 else 0]
+        error = weights[i] - (_unit(i, symbols, which, table, ratios, shifts) * unit) * own
+        total += error * error
+    return total

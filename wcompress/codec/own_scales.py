@@ -78,9 +78,9 @@ class OwnScales:
         return cls(tuple(rows))
 
     def multipliers(self, sequencing: Sequencing, first: int, last: int) -> Floats:
-        """The scale of each weight from `first` to `last` of the sequence, float64."""
+        """The scale of each weight from `first` to `last` of the sequence, float64; `[1]` where no tensor has any."""
         if all(row == (0,) for row in self.exponents):
-            return np.ones(last - first)
+            return np.ones(1)
         out = np.empty(last - first)
         for index, row in enumerate(self.exponents):
             start, end = (int(v) for v in sequencing.starts[index : index + 2])

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 
 from wcompress.codec.own_scales import OwnScales
+from wcompress.fidelity import computable, energy
 
 _RECURRENT = "weight_hh"  # as torch names it
 
@@ -50,8 +51,8 @@ def _by_energy(coded: Mapping[str, torch.Tensor]) -> list[int]:
     octaves: list[float] = []
     sizes = [tensor.numel() for tensor in coded.values()]
     for name, tensor in coded.items():
-        energy = float(tensor.double().square().sum())
-        octave = 0.25 * math.log2(energy) if energy > 0 else 0.0
+        whole = energy(computable(tensor).reshape(-1).numpy())
+        octave = 0.25 * math.log2(whole) if whole > 0 else 0.0
         octaves.append(octave - (0.5 if _RECURRENT in name else 0.0))
     mean = sum(o * n for o, n in zip(octaves, sizes, strict=True)) / max(sum(sizes), 1)
     # The rule is about layers of one model, whose energies are within a few decades; what lies farther is no layer.

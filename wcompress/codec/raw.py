@@ -86,7 +86,8 @@ def round_to_dtype(values: npt.NDArray[np.float64], dtype: torch.dtype) -> torch
     if dtype == torch.float64:
         return tensor.clone()
     limit = torch.finfo(dtype).max
-    return tensor.clamp(-limit, limit).to(torch.float32).to(dtype)
+    # The limit is a float32, so that it makes no difference which comes first, clamping or rounding to float32.
+    return tensor.to(torch.float32).clamp_(-limit, limit).to(dtype)
 
 
 def entry_dtype(entry: TensorEntry) -> torch.dtype:

@@ -13,6 +13,7 @@ from wcompress.codec.context_model import ContextModel
 from wcompress.codec.levels import LEVEL_UNITS, N_RATIOS, Levels
 from wcompress.entropy.bits import BitWriter
 from wcompress.quantize.trellis import Trellis
+from wcompress.threads import in_threads
 
 Ints = npt.NDArray[np.int32]
 Singles = npt.NDArray[np.float32]
@@ -21,6 +22,7 @@ Signs = npt.NDArray[np.int8]
 
 _MAX_SYMBOL = 1 << 14
 _LEAST_FOR_A_SHIFT = 64
+_MOMENTS_PART = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,7 @@ class Solution:
         levels: of the quantisers.
         symbols: int32 `[n]`.
         ratios: how signs are expected, int8 `[n]`; None where they never are.
-        squared_error: of all weights.
-        symbol_bits: about what the symbols take.
+        symbol_bits: about what the symbols take; under class tables alone.
     """
 
     step: float
@@ -70,8 +71,7 @@ class Solution:
     levels: Levels
     symbols: Ints
     ratios: Signs | None
-    squared_error: float
-    symbol_bits: float
+    symbol_bits: float = 0.0
 
     @property
     def header_bits(self) -> int:
@@ -81,48 +81,17 @@ class Solution:
         return tables.n_bits + decoder.n_bits + 8 * len(latents)
 
 
+def in_steps(weights: npt.NDArray[np.floating], step: float, out: Singles | None = None) -> Singles:
+    """Weights in quantisation steps, float32 `[n]`; in `out`, where it is given."""
+    x = np.empty(len(weights), np.float32) if out is None else out
+    np.divide(weights, step, out=x, casting="same_kind")
+    return x
+
+
 def symbol_limit(x: Singles, machine: Trellis) -> int:
     """The largest magnitude a search needs to try on weights in steps."""
-    return int(min(float(np.abs(x).max(initial=0.0)) / machine.spacing + 2, _MAX_SYMBOL))
-
-
-def centroids(
-    x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis, ratios: Signs | None = None
-) -> Levels:
-    """The levels that make the squared error least.
-
-    Args:
-        x: weights in steps, `[n]`.
-        symbols, which: what they became, under which quantiser.
-        machine: the trellis.
-        ratios: how signs are expected; None for not at all.
-    """
-    moments = Moments.of(x, symbols, which, machine)
-    offsets = np.rint(LEVEL_UNITS * moments.inward / np.maximum(moments.counts, 1)).clip(-LEVEL_UNITS, LEVEL_UNITS - 1)
-    rows = [tuple(int(v) for v in offsets[4 * q + 1 : 4 * q + 4]) for q in (0, 1)]
-    levels = Levels((rows[0], rows[1]))  # type: ignore[arg-type]
-    if ratios is None or not ratios.any():
-        return levels
-    outward = np.sign(ratios) * (x - levels.units(symbols, which, machine) / LEVEL_UNITS)
-    shifts = _means(
-        outward, 2 * np.abs(ratios.astype(np.int64)) + (symbols != 0), 2 * (N_RATIOS + 1), _LEAST_FOR_A_SHIFT
-    )
-    return replace(levels, shifts=tuple((int(a), int(b)) for a, b in shifts.reshape(-1, 2)[1:]))
-
-
-def with_energy(levels: Levels, x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis) -> Levels:
-    """Levels between the given and the nominal ones, as near to the former as keeps the weights' energy.
-
-    Source: measured, see docs/decisions/0004.
-    """
-    moments = Moments.of(x, symbols, which, machine)
-    best = levels
-    for eighths in range(7, -1, -1):
-        rows = [tuple(round(offset * eighths / 8) for offset in row) for row in levels.offsets]
-        best = replace(levels, offsets=(rows[0], rows[1]))  # type: ignore[arg-type]
-        if moments.restored_energy(best) >= moments.energy:
-            break
-    return best
+    largest = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+    return int(min(largest / machine.spacing + 2, _MAX_SYMBOL))
 
 
 @dataclass(frozen=True)
@@ -144,10 +113,23 @@ class Moments:
 
     @classmethod
     def of(cls, x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis) -> Moments:
-        """Of weights in steps."""
-        sums = np.zeros((4, 8))
-        energy = float(_sum_moments(x, symbols, which, machine.spacing, sums))
-        return cls(sums[0], sums[1], sums[2], sums[3], energy)
+        """Of weights in steps, float32 `[n]`, and of what they became, under which quantiser."""
+
+        def part(first: int) -> Doubles:
+            some = slice(first, first + _MOMENTS_PART)
+            sums = np.zeros((5, 8))
+            _sum_moments(x[some], symbols[some], which[some], machine.spacing, sums)
+            return sums
+
+        # Parts of a fixed size, so that sums do not differ by the number of threads.
+        sums = sum(in_threads(part, range(0, len(x), _MOMENTS_PART)), np.zeros((5, 8)))
+        return cls(sums[0], sums[1], sums[2], sums[3], float(sums[4].sum()))
+
+    def centroids(self) -> Levels:
+        """The levels that make the squared error least."""
+        offsets = np.rint(LEVEL_UNITS * self.inward / np.maximum(self.counts, 1)).clip(-LEVEL_UNITS, LEVEL_UNITS - 1)
+        rows = [tuple(int(v) for v in offsets[4 * q + 1 : 4 * q + 4]) for q in (0, 1)]
+        return Levels((rows[0], rows[1]))  # type: ignore[arg-type]
 
     def restored_energy(self, levels: Levels) -> float:
         """Of what the weights would be restored to."""
@@ -157,9 +139,41 @@ class Moments:
         )
 
 
+def with_shifts(
+    levels: Levels, x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis, ratios: Signs
+) -> Levels:
+    """The levels with the shifts towards expected signs that make the squared error least.
+
+    Args:
+        levels: without shifts.
+        x: weights in steps, float32 `[n]`.
+        symbols, which: what they became, under which quantiser.
+        machine: the trellis.
+        ratios: how signs are expected.
+    """
+    outward = np.sign(ratios) * (x - levels.units(symbols, which, machine) / LEVEL_UNITS)
+    shifts = _means(
+        outward, 2 * np.abs(ratios.astype(np.int64)) + (symbols != 0), 2 * (N_RATIOS + 1), _LEAST_FOR_A_SHIFT
+    )
+    return replace(levels, shifts=tuple((int(a), int(b)) for a, b in shifts.reshape(-1, 2)[1:]))
+
+
+def with_energy(levels: Levels, moments: Moments) -> Levels:
+    """Levels between the given and the nominal ones, as near to the former as keeps the weights' energy.
+
+    Source: measured, see docs/decisions/0004.
+    """
+    best = levels
+    for eighths in range(7, -1, -1):
+        rows = [tuple(round(offset * eighths / 8) for offset in row) for row in levels.offsets]
+        best = replace(levels, offsets=(rows[0], rows[1]))  # type: ignore[arg-type]
+        if moments.restored_energy(best) >= moments.energy:
+            break
+    return best
+
+
 @numba.njit(cache=True, nogil=True)
-def _sum_moments(x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], spacing: int, sums: Doubles) -> float:
-    energy = 0.0
+def _sum_moments(x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], spacing: int, sums: Doubles) -> None:
     for i in range(len(x)):
         k = symbols[i]
         magnitude = abs(k)
@@ -169,8 +183,7 @@ def _sum_moments(x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], spacin
         sums[1, group] += nominal - (x[i] if k > 0 else -x[i])
         sums[2, group] += nominal
         sums[3, group] += nominal * nominal
-        energy += x[i] * x[i]
-    return energy
+        sums[4, group] += x[i] * x[i]
 
 
 def _means(values: npt.NDArray[np.floating], group: npt.NDArray[np.int64], n: int, least: int = 1) -> Ints:

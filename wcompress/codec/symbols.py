@@ -7,11 +7,11 @@ table; the lower bits, as good as uniform, follow as they are.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -19,12 +19,14 @@ from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.entropy.coder import Decoder, Encoder
 from wcompress.entropy.tables import FrequencyTable, fit_table
 from wcompress.errors import ArchiveError
-from wcompress.quantize.trellis import Trellis, interleave, quantisers
+from wcompress.quantize.trellis import Trellis, group, interleave
+from wcompress.threads import in_threads
 from wcompress.vae.prior import LOWEST_SCALE, N_CLASSES, UNITS_PER_CLASS, UNITS_PER_OCTAVE
 from wcompress.wire import ByteCursor, encode_varint
 
 Ints = npt.NDArray[np.int32]
 _LOW_BITS_FROM_OCTAVE = 3
+_PART = 1 << 18
 
 
 def low_bits(cls: int) -> int:
@@ -83,37 +85,96 @@ class ClassTables:
         return cls(tuple(owner), tuple(pairs))
 
 
-def fit_tables(
-    symbols: Ints, which: npt.NDArray[np.uint8], classes: npt.NDArray[np.int32], *, merge: bool = True
-) -> ClassTables:
+def count_symbols(
+    symbols: Ints, which: npt.NDArray[np.uint8], classes: Ints, class_shift: int
+) -> npt.NDArray[np.float64]:
+    """How often each upper part −m … m occurs, float64 `[N_CLASSES, 2, 2m + 1]`.
+
+    Args:
+        symbols: int32 `[n]`.
+        which: quantiser of each, uint8 `[n]`.
+        classes: int32, the class of the symbols `[c << class_shift : (c + 1) << class_shift]`.
+        class_shift: log₂ of the symbols that share a class.
+    """
+    spans = [(first, min(first + _PART, len(symbols))) for first in range(0, len(symbols), _PART)]
+    largest = np.zeros((len(spans), N_CLASSES), np.int32)
+    in_threads(lambda i: _largest(symbols, *spans[i], classes, class_shift, largest[i]), range(len(spans)))
+    limit = int(upper(largest, LOW_BITS).max(initial=0))
+
+    def counted(span: tuple[int, int]) -> npt.NDArray[np.float64]:
+        counts = np.zeros((N_CLASSES, 2, 2 * limit + 1))
+        _count(symbols, which, *span, classes, class_shift, LOW_BITS, counts)
+        return counts
+
+    return sum(in_threads(counted, spans), np.zeros((N_CLASSES, 2, 2 * limit + 1)))
+
+
+def fit_tables(counts: npt.NDArray[np.float64], *, merge: bool = True) -> ClassTables:
     """Tables for symbols, neighbouring classes merged where that makes the archive smaller.
 
     Args:
-        symbols: `[n]`.
-        which: quantiser of each, `[n]`.
-        classes: class of each, `[n]`.
+        counts: of the symbols, as `count_symbols` gives them.
         merge: look for classes to merge.
     """
-    head = upper(symbols, LOW_BITS[classes])
-    limit = int(np.abs(head).max(initial=0))
-    width = 2 * limit + 1
-    index = (classes.astype(np.int64) * 2 + which) * width + (head + limit)
-    counts = np.bincount(index, minlength=N_CLASSES * 2 * width).reshape(N_CLASSES, 2, width).astype(np.float64)
     used = [c for c in range(N_CLASSES) if counts[c].any()]
-    groups: list[list[int]] = []
+    shared: list[list[int]] = []
     for cls in used:
-        groups.append([cls])
+        shared.append([cls])
         # Classes of different lower bits have symbols of different meaning and stay apart.
-        while merge and len(groups) > 1 and LOW_BITS[groups[-2][-1]] == LOW_BITS[groups[-1][0]]:
-            left, right = (counts[group].sum(0) for group in groups[-2:])
+        while merge and len(shared) > 1 and LOW_BITS[shared[-2][-1]] == LOW_BITS[shared[-1][0]]:
+            left, right = (counts[some].sum(0) for some in shared[-2:])
             if _cost(left + right) > _cost(left) + _cost(right) + 1:
                 break
-            groups[-2:] = [groups[-2] + groups[-1]]
+            shared[-2:] = [shared[-2] + shared[-1]]
     owner = [-1] * N_CLASSES
-    for number, group in enumerate(groups):
-        for cls in group:
+    for number, some in enumerate(shared):
+        for cls in some:
             owner[cls] = number
-    return ClassTables(tuple(owner), tuple(_pair(counts[group].sum(0)) for group in groups))
+    return ClassTables(tuple(owner), tuple(_pair(counts[some].sum(0)) for some in shared))
+
+
+def symbol_bits(counts: npt.NDArray[np.float64], tables: ClassTables) -> float:
+    """Ideal code length of symbols under tables that were fitted to them.
+
+    Args:
+        counts: as `count_symbols` gives them.
+        tables: as `fit_tables` gave them for these counts.
+    """
+    total = 0.0
+    limit = counts.shape[2] // 2
+    for cls, owner in enumerate(tables.owner):
+        if owner < 0:
+            continue
+        for row, table in zip(counts[cls], tables.pairs[owner], strict=True):
+            inside = row[limit - table.limit : limit + table.limit + 1]
+            total += float(inside @ table.bits) + int(LOW_BITS[cls]) * float(inside.sum())
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _largest(symbols: Ints, first: int, last: int, classes: Ints, class_shift: int, largest: Ints) -> None:
+    for i in range(first, last):
+        cls = classes[i >> class_shift]
+        largest[cls] = max(largest[cls], abs(symbols[i]))
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(
+    symbols: Ints,
+    which: npt.NDArray[np.uint8],
+    first: int,
+    last: int,
+    classes: Ints,
+    class_shift: int,
+    low_bits: Ints,
+    counts: npt.NDArray[np.float64],
+) -> None:
+    limit = counts.shape[2] // 2
+    for i in range(first, last):
+        cls = classes[i >> class_shift]
+        n_low = low_bits[cls]
+        head = (symbols[i] + ((1 << n_low) >> 1)) >> n_low
+        counts[cls, which[i], head + limit] += 1
 
 
 def _pair(counts: npt.NDArray[np.float64]) -> tuple[FrequencyTable, FrequencyTable]:
@@ -133,51 +194,65 @@ def _cost(counts: npt.NDArray[np.float64]) -> float:
     return total + writer.n_bits
 
 
-def _unit_groups(
-    tables: ClassTables, classes: Ints, which: npt.NDArray[np.uint8]
-) -> list[tuple[int, FrequencyTable, npt.NDArray[np.intp]]]:
-    # Class, table and positions of each group, in coding order.
-    groups = []
-    for cls in np.unique(classes):
-        inside = classes == cls
-        pair = tables.pairs[tables.owner[cls]]
-        for quantiser in (0, 1):
-            positions = np.flatnonzero(inside & (which == quantiser))
-            groups.append((int(cls), pair[quantiser], positions))
-    return groups
-
-
 def encode_symbols(
-    symbols: Ints, unit_starts: npt.NDArray[np.int64], classes: Ints, machine: Trellis, tables: ClassTables
+    symbols: Ints,
+    unit_starts: npt.NDArray[np.int64],
+    classes: Ints,
+    class_shift: int,
+    machine: Trellis,
+    tables: ClassTables,
 ) -> bytes:
     """The `symbols` section: for each unit a varint length and its stream.
 
     Args:
         symbols: int32 `[n]`.
-        unit_starts: int64 `[n_units + 1]`.
-        classes: int32 `[n]`, class of each symbol.
+        unit_starts: int64 `[n_units + 1]`; units start where a class does.
+        classes, class_shift: as for `count_symbols`.
         machine: the trellis.
         tables: as `fit_tables` gave them for these symbols.
     """
-    which = quantisers(symbols, unit_starts, machine)
-    parts: list[bytes] = []
-    for start, end in itertools.pairwise(unit_starts):
+
+    def encoded(unit: int) -> bytes:
+        start, end = int(unit_starts[unit]), int(unit_starts[unit + 1])
+        slots = _Slots.of(_of_unit(classes, class_shift, start, end), class_shift, end - start)
+        pool = np.empty(end - start, np.int32)
+        sizes = group(symbols[start:end], slots.each, class_shift, len(slots.used), machine, pool)
         encoder = Encoder()
-        unit, unit_classes = symbols[start:end], classes[start:end]
-        groups = _unit_groups(tables, unit_classes, which[start:end])
         if machine.n_states > 1:
-            for (_, _, first), (_, _, second) in zip(groups[::2], groups[1::2], strict=True):
-                encoder.add_uniform(*_split(len(second), len(first) + len(second)))
-        for cls, table, positions in groups:
+            for n_both, n_second in zip(slots.n_both, sizes[1::2], strict=True):
+                encoder.add_uniform(*_split(int(n_second), int(n_both)))
+        parts = np.split(pool, np.cumsum(sizes)[:-1])
+        for cls, first, second in zip(slots.used, parts[::2], parts[1::2], strict=True):
             n_low = int(LOW_BITS[cls])
-            values = unit[positions]
-            head = upper(values, n_low)
-            encoder.add(head, table)
-            if n_low:
-                encoder.add_bits(values - (head << n_low) + (1 << n_low >> 1), n_low)
-        data = encoder.to_bytes()
-        parts += [encode_varint(len(data)), data]
-    return b"".join(parts)
+            for values, table in zip((first, second), tables.pairs[tables.owner[cls]], strict=True):
+                head = upper(values, n_low) if n_low else values
+                encoder.add(head, table)
+                if n_low:
+                    encoder.add_bits(values - (head << n_low) + (1 << n_low >> 1), n_low)
+        return encoder.to_bytes()
+
+    streams = in_threads(encoded, range(len(unit_starts) - 1))
+    return b"".join(encode_varint(len(data)) + data for data in streams)
+
+
+@dataclass(frozen=True)
+class _Slots:
+    # The classes of a unit, ascending; which of them each sub-block has; how many symbols each has.
+    used: Ints
+    each: Ints
+    n_both: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, classes: Ints, class_shift: int, n_symbols: int) -> _Slots:
+        used = np.flatnonzero(np.bincount(classes, minlength=N_CLASSES))
+        each = np.searchsorted(used, classes).astype(np.int32)
+        n_both = np.bincount(each, minlength=len(used)) << class_shift
+        n_both[each[-1]] -= (len(each) << class_shift) - n_symbols
+        return cls(used.astype(np.int32), each, n_both)
+
+
+def _of_unit(classes: Ints, class_shift: int, start: int, end: int) -> Ints:
+    return classes[start >> class_shift : -(-end >> class_shift)]
 
 
 def _about_half(n_both: int) -> tuple[int, int]:
@@ -200,19 +275,22 @@ def decode_symbols(
     data: bytes,
     unit_starts: npt.NDArray[np.int64],
     classes: Ints,
+    class_shift: int,
     machine: Trellis,
     tables: ClassTables,
     units: Sequence[int],
-) -> list[Ints]:
-    """The symbols of some units, int32 each, in order.
+    use: Callable[[int, Ints], None],
+) -> None:
+    """Decode some units.
 
     Args:
         data: the whole `symbols` section.
         unit_starts: int64 `[n_units + 1]`.
-        classes: int32 `[n]`, class of each symbol.
+        classes, class_shift: as for `count_symbols`.
         machine: the trellis.
         tables: as they were when encoding.
         units: those wanted.
+        use: takes a unit's number and its symbols, int32; called from several threads.
 
     Raises:
         ArchiveError: the section is malformed.
@@ -220,20 +298,20 @@ def decode_symbols(
     cursor = ByteCursor(data, "symbols")
     streams = [cursor.take(cursor.varint()) for _ in range(len(unit_starts) - 1)]
     cursor.finish()
-    decoded: list[Ints] = []
-    for unit in units:
+
+    def decoded(unit: int) -> None:
         start, end = int(unit_starts[unit]), int(unit_starts[unit + 1])
-        decoded.append(_decode_unit(streams[unit], classes[start:end], machine, tables))
-    return decoded
+        slots = _Slots.of(_of_unit(classes, class_shift, start, end), class_shift, end - start)
+        use(unit, _decode_unit(streams[unit], slots, class_shift, machine, tables))
+
+    in_threads(decoded, units)
 
 
-def _decode_unit(data: bytes, classes: Ints, machine: Trellis, tables: ClassTables) -> Ints:
+def _decode_unit(data: bytes, slots: _Slots, class_shift: int, machine: Trellis, tables: ClassTables) -> Ints:
     decoder = Decoder(data, "symbols")
-    used, slot = np.unique(classes, return_inverse=True)
-    n_both = np.bincount(slot, minlength=len(used))
-    n_second = [_take_split(decoder, int(n)) if machine.n_states > 1 else 0 for n in n_both]
+    n_second = [_take_split(decoder, int(n)) if machine.n_states > 1 else 0 for n in slots.n_both]
     pool: list[Ints] = []
-    for cls, n, second in zip(used, n_both, n_second, strict=True):
+    for cls, n, second in zip(slots.used, slots.n_both, n_second, strict=True):
         owner = tables.owner[cls]
         if owner < 0:
             raise ArchiveError(f"symbols: class {cls} has no table; the archive is damaged")
@@ -244,8 +322,7 @@ def _decode_unit(data: bytes, classes: Ints, machine: Trellis, tables: ClassTabl
                 values = (values << n_low) + decoder.take_bits(n_symbols, n_low) - np.int32(1 << n_low >> 1)
             pool.append(values)
     sizes = np.array([len(part) for part in pool], np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    return interleave(np.concatenate(pool), starts, sizes, slot.astype(np.int32), machine)
+    return interleave(np.concatenate(pool), sizes, slots.each, class_shift, machine)
 
 
 def _take_split(decoder: Decoder, n_both: int) -> int:

@@ -17,7 +17,7 @@ import torch
 
 from wcompress.codec.class_model import ClassModel
 from wcompress.codec.context_model import ContextModel, check_length, stream_starts
-from wcompress.codec.levels import LEVEL_UNITS, Levels
+from wcompress.codec.levels import Levels
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.raw import entry_dtype, round_to_dtype
@@ -74,23 +74,18 @@ class VaeCode:
         symbols = self.model.encode(self.symbols, sequencing, self.machine)
         return {"decoder": scales.to_bytes(), "latents": latents, "tables": out.to_bytes(), "symbols": symbols}
 
-    def restored(self, ratios: npt.NDArray[np.int8] | None) -> Floats:
-        """The whole sequence of restored weights, float64 `[n_weights]`, given what signs were expected."""
+    def squared_error(
+        self, weights: npt.NDArray[np.floating], multipliers: Floats, ratios: npt.NDArray[np.int8] | None
+    ) -> float:
+        """Σ (weight − restored)² over the sequence.
+
+        Args:
+            weights: of any float dtype, `[n_weights]`.
+            multipliers: as `OwnScales.multipliers` gives them for all weights.
+            ratios: how signs were expected, None for not at all.
+        """
         which = quantisers(self.symbols, self.sequencing.unit_starts, self.machine)
-        return restore_weights(self, self.symbols, which, ratios, 0)
-
-
-def restore_weights(
-    code: VaeCode, symbols: Ints, which: npt.NDArray[np.uint8], ratios: npt.NDArray[np.int8] | None, first: int
-) -> Floats:
-    """Symbols from position `first` of the sequence on → weights, float64.
-
-    Exact: a whole number times a power-of-two fraction of the step, times the own scale, each rounded once.
-    """
-    units = code.levels.units(symbols, which, code.machine, ratios)
-    multipliers = code.own_scales.multipliers(code.sequencing, first, first + len(symbols))
-    result: Floats = (units * (code.step / LEVEL_UNITS)) * multipliers
-    return result
+        return self.levels.squared_error(self.symbols, which, self.machine, ratios, self.step, multipliers, weights)
 
 
 class VaeReader:
@@ -154,28 +149,28 @@ class VaeReader:
                 first = int(np.searchsorted(sequencing.unit_starts, start, side="right")) - 1
                 last = int(np.searchsorted(sequencing.unit_starts, end, side="left"))
                 needed |= set(range(first, last))
-        units = self._decode(sorted(needed))
-        tensors: dict[str, torch.Tensor] = {}
-        for name, (start, end) in spans.items():
-            index = self._entries[name]
-            parts = [
-                weights[max(0, start - at) : end - at]
-                for at, weights in units
-                if at < end and at + len(weights) > start
-            ]
-            flat = np.concatenate(parts) if parts else np.zeros(0)
-            tensors[name] = round_to_dtype(sequencing.unflatten(index, flat), entry_dtype(self._rows[index]))
-        return tensors
+        flat = {
+            name: torch.empty(int(end - start), dtype=entry_dtype(self._rows[self._entries[name]]))
+            for name, (start, end) in spans.items()
+        }
+        code = self._code
 
-    def _decode(self, units: list[int]) -> list[tuple[int, Floats]]:
-        code, starts = self._code, self._code.sequencing.unit_starts
-        decoded = code.model.decode(self._data, code.sequencing, code.machine, units)
-        result = []
-        for unit, (symbols, ratios) in zip(units, decoded, strict=True):
-            at = int(starts[unit])
+        def restored(unit: int, symbols: Ints, ratios: npt.NDArray[np.int8] | None) -> None:
+            at = int(sequencing.unit_starts[unit])
             which = quantisers(symbols, np.array([0, len(symbols)], np.int64), code.machine)
-            result.append((at, restore_weights(code, symbols, which, ratios, at)))
-        return result
+            multipliers = code.own_scales.multipliers(sequencing, at, at + len(symbols))
+            weights = code.levels.restored(symbols, which, code.machine, ratios, code.step, multipliers)
+            begin, stop = np.searchsorted(sequencing.starts, [at, at + len(weights)], side="left")
+            for index in range(max(0, int(begin) - 1), int(stop)):
+                start, end = (int(v) for v in sequencing.starts[index : index + 2])
+                first, last = max(start, at), min(end, at + len(weights))
+                wanted_part = flat.get(self._rows[index].name)
+                if first < last and wanted_part is not None:
+                    part = round_to_dtype(weights[first - at : last - at], wanted_part.dtype)
+                    wanted_part[first - start : last - start] = part
+
+        code.model.decode(self._data, sequencing, code.machine, sorted(needed), restored)
+        return {name: sequencing.unflatten(self._entries[name], tensor) for name, tensor in flat.items()}
 
 
 def check_block_size(block_size: int, latent_dim: int) -> None:

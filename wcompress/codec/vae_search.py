@@ -21,9 +21,10 @@ from wcompress.codec.solution import EncoderConfig, Solution
 from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
+from wcompress.fidelity import computable, energy
 from wcompress.quantize.trellis import trellis
 
-Floats = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.floating]
 Progress = Callable[[int, int, dict[str, float]], None]
 
 _MIN_CODED = 64
@@ -91,7 +92,7 @@ class VaeSearch:
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         progress: Progress | None = None,
     ) -> None:
-        arrays = [tensor.double().numpy() for tensor in coded.values()]
+        arrays = [computable(tensor).numpy() for tensor in coded.values()]
         layouts = tuple(choose_layout(array, block_size // latent_dim) for array in arrays)
         n_weights = sum(array.size for array in arrays)
         by_context = effort > 1 and n_weights <= _SMALL_MODEL
@@ -101,9 +102,10 @@ class VaeSearch:
         self.fine = fine
         self._progress = progress
         self._other_bytes = other_bytes
-        self._weights = self.sequencing.flatten(arrays)
+        wide = n_weights <= _SMALL_MODEL or any(array.dtype == np.float64 for array in arrays)
+        self._weights = self.sequencing.flatten(arrays, np.float64 if wide else np.float32)
         self._multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
-        self._signal = float(np.square(self._weights).sum())
+        self._signal = energy(self._weights)
         states = _STATES[effort]
         if n_weights <= _SMALL_MODEL:
             states = _SMALL_STATES.get(effort, states)
@@ -119,9 +121,11 @@ class VaeSearch:
             device=device,
         )
         encoder = ContextEncoder if by_context else ClassEncoder
-        self._encoder: ContextEncoder | ClassEncoder = encoder(
-            self._weights / self._multipliers, self.sequencing, config
-        )
+        self._encoder: ContextEncoder | ClassEncoder = encoder(self._scaled(), self.sequencing, config)
+
+    def _scaled(self) -> Weights:
+        # Divided by their own scales; not a copy where there are none.
+        return self._weights if len(self._multipliers) == 1 else self._weights / self._multipliers
 
     def code(self, solution: Solution) -> VaeCode:
         """What is stored."""
@@ -137,9 +141,7 @@ class VaeSearch:
 
     def sqnr_db(self, solution: Solution) -> float:
         """SQNR of the coded tensors, dB."""
-        restored = self.code(solution).restored(solution.ratios)
-        restored -= self._weights
-        noise = float(restored @ restored)
+        noise = self.code(solution).squared_error(self._weights, self._multipliers, solution.ratios)
         return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
 
     def fine_sqnr_db(self, sqnr_db: float) -> float:
@@ -161,7 +163,8 @@ class VaeSearch:
         """
         if self.sequencing.n_weights == 0 or not self._signal:
             return self._encoder.solve(1.0)
-        scale = math.sqrt(float(np.square(self._weights / self._multipliers).mean()))
+        scaled = self._encoder.weights
+        scale = math.sqrt(energy(scaled) / len(scaled))
         if target.sqnr_db is not None:
             wanted = target.sqnr_db
             guess = scale * 10 ** (-(wanted - 5.0) / 20)
@@ -188,10 +191,11 @@ class VaeSearch:
         taken = np.concatenate(parts)
         sample = copy.copy(self)
         sample.sequencing = replace(sequencing, shapes=tuple(shapes), layouts=("rows",) * len(shapes))
-        sample._weights, sample._multipliers = self._weights[taken], self._multipliers[taken]
-        sample._signal = float(np.square(sample._weights).sum())
+        sample._weights = self._weights[taken]
+        sample._multipliers = self._multipliers if len(self._multipliers) == 1 else self._multipliers[taken]
+        sample._signal = energy(sample._weights)
         config = replace(self._encoder.config, use_prior=False)
-        sample._encoder = ClassEncoder(sample._weights / sample._multipliers, sample.sequencing, config)
+        sample._encoder = ClassEncoder(sample._scaled(), sample.sequencing, config)
         if target.n_bytes is not None:
             target = Target(n_bytes=round(target.n_bytes * len(taken) / sequencing.n_weights))
             sample._other_bytes = lambda _solution, _sqnr_db: ()

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Floats = npt.NDArray[np.float64]
 
@@ -16,6 +17,8 @@ UNIT_BLOCKS = 32
 """Under class tables: also what is coded by itself. Part of the format, as is the next."""
 
 CONTEXT_UNIT_BLOCKS = 4
+
+_LAYOUT_SAMPLE = 1 << 18  # weights
 
 LAYOUTS = ("rows", "columns", "positions")
 """Literal, append-only: dimensions as they are; the first two exchanged; all but the first two in front."""
@@ -52,6 +55,11 @@ class Sequencing:
     def sub_size(self) -> int:
         """Weights in a sub-block."""
         return self.block_size // self.latent_dim
+
+    @property
+    def sub_shift(self) -> int:
+        """log₂ of it."""
+        return self.sub_size.bit_length() - 1
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
@@ -93,24 +101,28 @@ class Sequencing:
         first = np.arange(0, self.n_weights, self.sub_size)
         return np.searchsorted(self.starts, first, side="right") - 1
 
-    def flatten(self, arrays: Sequence[Floats]) -> Floats:
-        """Tensors → weights `[n_weights]`."""
-        if not arrays:
-            return np.zeros(0)
-        return np.concatenate([self.flatten_one(index, array) for index, array in enumerate(arrays)])
+    def flatten(
+        self, arrays: Sequence[npt.NDArray[np.floating]], dtype: type[np.floating] = np.float64
+    ) -> npt.NDArray[np.floating]:
+        """Tensors of any float dtype → weights of `dtype`, `[n_weights]`."""
+        out = np.empty(self.n_weights, dtype)
+        for index, array in enumerate(arrays):
+            ordered = array.transpose(permutation(self.layouts[index], array.ndim))
+            out[self.starts[index] : self.starts[index + 1]].reshape(ordered.shape)[...] = ordered
+        return out
 
     def flatten_one(self, index: int, array: Floats) -> Floats:
         """Tensor `index` → its weights in the order of the sequence."""
         return array.transpose(permutation(self.layouts[index], array.ndim)).reshape(-1)
 
-    def unflatten(self, index: int, weights: Floats) -> Floats:
-        """The weights of tensor `index` → the tensor."""
+    def unflatten(self, index: int, weights: torch.Tensor) -> torch.Tensor:
+        """The weights of tensor `index`, of any dtype → the tensor, contiguous."""
         shape, order = self.shapes[index], permutation(self.layouts[index], len(self.shapes[index]))
         moved = weights.reshape([shape[axis] for axis in order])
-        return moved.transpose(np.argsort(order))
+        return moved.permute([order.index(axis) for axis in range(len(order))]).contiguous()
 
 
-def choose_layout(array: Floats, sub_size: int) -> str:
+def choose_layout(array: npt.NDArray[np.floating], sub_size: int) -> str:
     """The layout under which sub-blocks' scales differ most, which is what a scale prior can use.
 
     Under a scale s, coding a weight takes log₂ s bits more or less; so the mean of log₂ over sub-blocks of their mean
@@ -121,11 +133,16 @@ def choose_layout(array: Floats, sub_size: int) -> str:
     if n_sub < 4:
         return "rows"
     candidates = LAYOUTS if array.ndim > 2 and math.prod(array.shape[2:]) > 1 else LAYOUTS[:2]
+    if size > _LAYOUT_SAMPLE:
+        # Every so many of the rows and of the columns tell enough of a large tensor.
+        stride = math.isqrt(size // _LAYOUT_SAMPLE)
+        array = array[:: min(stride, max(1, array.shape[0] // 64)), :: min(stride, max(1, array.shape[1] // 64))]
+        n_sub = array.size // sub_size
     floor = 1e-3 * float(np.abs(array).mean()) + 1e-300
 
     def score(layout: str) -> float:
         flat = np.abs(array.transpose(permutation(layout, array.ndim)).reshape(-1)[: n_sub * sub_size])
-        return float(np.log2(flat.reshape(n_sub, sub_size).mean(axis=1) + floor).mean())
+        return float(np.log2(flat.reshape(n_sub, sub_size).mean(axis=1, dtype=np.float64) + floor).mean())
 
     # A little in favour of rows, so that noise alone turns nothing around.
     return min(candidates, key=lambda layout: score(layout) - (0.002 if layout == "rows" else 0.0))

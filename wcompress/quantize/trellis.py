@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numba
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.errors import ArchiveError
+from wcompress.threads import in_threads
 
 Ints = npt.NDArray[np.int32]
 Singles = npt.NDArray[np.float32]
@@ -176,17 +176,46 @@ def _search(
 
 
 @numba.njit(cache=True, nogil=True)
+def _group(
+    symbols: Ints,
+    slots: Ints,
+    slot_shift: int,
+    next_state: Ints,
+    sizes: npt.NDArray[np.int64],
+    at: npt.NDArray[np.int64],
+    pool: Ints,
+) -> None:
+    state = 0
+    for i in range(len(symbols)):
+        sizes[2 * slots[i >> slot_shift] + (state & 1)] += 1
+        state = next_state[state, symbols[i] & 1]
+    for number in range(1, len(sizes)):
+        at[number] = at[number - 1] + sizes[number - 1]
+    state = 0
+    for i in range(len(symbols)):
+        number = 2 * slots[i >> slot_shift] + (state & 1)
+        pool[at[number]] = symbols[i]
+        at[number] += 1
+        state = next_state[state, symbols[i] & 1]
+
+
+@numba.njit(cache=True, nogil=True)
 def _interleave(
-    pool: Ints, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], slots: Ints, next_state: Ints, out: Ints
+    pool: Ints,
+    at: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    slots: Ints,
+    slot_shift: int,
+    next_state: Ints,
+    out: Ints,
 ) -> bool:
     state = 0
-    at = starts.copy()
-    for i in range(len(slots)):
-        group = 2 * slots[i] + (state & 1)
-        if at[group] >= ends[group]:
+    for i in range(len(pool)):
+        number = 2 * slots[i >> slot_shift] + (state & 1)
+        if at[number] >= ends[number]:
             return False
-        k = pool[at[group]]
-        at[group] += 1
+        k = pool[at[number]]
+        at[number] += 1
         out[i] = k
         state = next_state[state, k & 1]
     return True
@@ -201,6 +230,45 @@ def _quantisers(
         for i in range(unit_starts[unit], unit_starts[unit + 1]):
             out[i] = state & 1
             state = next_state[state, symbols[i] & 1]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _search_scalar(
+    x: Singles, first: int, last: int, classes: Ints, class_shift: int, thresholds: Singles, symbols: Ints
+) -> None:
+    # A magnitude's symbol is how many thresholds it is beyond: one instruction compares many weights of one class.
+    start = first
+    while start < last:
+        cls = start >> class_shift
+        end = (cls + 1) << class_shift
+        while end < last and end - start < 512 and classes[end >> class_shift] == classes[cls]:
+            end += 1 << class_shift
+        some, out = x[start : min(end, last)], symbols[start : min(end, last)]
+        row = thresholds[classes[cls]]
+        start = end
+        largest = np.float32(0.0)
+        for i in range(len(some)):
+            out[i] = 0
+            largest = max(largest, abs(some[i]))
+        for k in range(1, len(row)):
+            threshold = row[k]
+            if largest <= threshold:
+                break
+            for i in range(len(some)):
+                out[i] += abs(some[i]) > threshold
+        for i in range(len(some)):
+            out[i] = -out[i] if some[i] < 0 else out[i]
+
+
+def _thresholds(levels: Singles, rates: Singles, multiplier: float) -> Singles:
+    # From which magnitude on k is better than k − 1, for each class and k, float32 `[n_classes, limit + 1]`, ascending.
+    # Levels and rates of −k are those of k.
+    limit = levels.shape[1] // 2
+    level = levels[0, limit:].astype(np.float64)
+    rate = rates[:, 0, limit:].astype(np.float64)
+    middle = (level[1:] + level[:-1]) / 2 + multiplier * np.diff(rate, axis=1) / (2 * np.maximum(np.diff(level), 1e-9))
+    ascending = np.maximum.accumulate(middle, axis=1)
+    return np.concatenate([np.zeros((len(rate), 1)), ascending], axis=1).astype(np.float32)
 
 
 def search(
@@ -223,7 +291,7 @@ def search(
         class_shift: log₂ of the weights that share a class.
         machine: the trellis.
         levels: float32 `[2, 2·limit + 1]`, what quantiser and symbol + limit reconstruct to, in steps.
-        rates: float32 `[n_classes, 2, 2·limit + 1]`, bits.
+        rates: float32 `[n_classes, 2, 2·limit + 1]`, bits; the same for k and −k, as levels are but for their sign.
         multiplier: Lagrangian, in squared steps a bit.
         shifts: float32 `[n_classes, 2]`, what is added to the level of a zero, and of any other symbol; None for 0.
 
@@ -231,6 +299,14 @@ def search(
         int32 `[n]`, each within ±limit.
     """
     symbols = np.empty(len(x), np.int32)
+    if machine.n_states == 1 and shifts is None:
+        thresholds = _thresholds(levels, rates, multiplier)
+
+        def scalar(some: npt.NDArray[np.int64]) -> None:
+            _search_scalar(x, int(some[0]), int(some[-1]), classes, class_shift, thresholds, symbols)
+
+        _in_parts(scalar, unit_starts)
+        return symbols
     if shifts is None:
         shifts = np.zeros((len(rates), 2), np.float32)
     table = machine.next_state
@@ -245,14 +321,9 @@ def search(
 def _in_parts(function: Callable[[npt.NDArray[np.int64]], None], unit_starts: npt.NDArray[np.int64]) -> None:
     # Each thread gets some of the units. Threads rather than numba's own, which take seconds more to compile.
     n_units = len(unit_starts) - 1
-    n_parts = min(numba.get_num_threads(), n_units)
-    if n_parts < 2:
-        function(unit_starts)
-        return
+    n_parts = max(1, min(numba.get_num_threads(), n_units))
     bounds = [n_units * part // n_parts for part in range(n_parts + 1)]
-    with ThreadPoolExecutor(n_parts) as pool:
-        spans = [unit_starts[first : last + 1] for first, last in itertools.pairwise(bounds)]
-        list(pool.map(function, spans))
+    in_threads(function, [unit_starts[first : last + 1] for first, last in itertools.pairwise(bounds)])
 
 
 def quantisers(symbols: Ints, unit_starts: npt.NDArray[np.int64], machine: Trellis) -> npt.NDArray[np.uint8]:
@@ -263,22 +334,42 @@ def quantisers(symbols: Ints, unit_starts: npt.NDArray[np.int64], machine: Trell
     return out
 
 
-def interleave(
-    pool: Ints, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], slots: Ints, machine: Trellis
-) -> Ints:
-    """Put a unit's symbols, which were grouped by slot and quantiser, back into their order.
+def group(
+    symbols: Ints, slots: Ints, slot_shift: int, n_slots: int, machine: Trellis, pool: Ints
+) -> npt.NDArray[np.int64]:
+    """Sort a unit's symbols by slot and quantiser; group 2s + q is slot s, quantiser q.
 
     Args:
-        pool: all groups, one after the other.
-        starts, sizes: int64 `[2 · n_slots]`, where each group lies in `pool`; group 2s + q is slot s, quantiser q.
-        slots: int32 `[n]`, the slot of each position.
+        symbols: int32 `[n]`.
+        slots: int32, the slot of the symbols `[c << slot_shift : (c + 1) << slot_shift]`.
+        slot_shift: log₂ of the symbols that share a slot.
+        n_slots: how many slots there are.
+        machine: the trellis.
+        pool: int32 `[n]`, where the groups go, one after the other.
+
+    Returns:
+        How many symbols each group has, int64 `[2 · n_slots]`.
+    """
+    sizes, at = np.zeros((2, 2 * n_slots), np.int64)
+    _group(symbols, slots, slot_shift, machine.next_state, sizes, at, pool)
+    return sizes
+
+
+def interleave(pool: Ints, sizes: npt.NDArray[np.int64], slots: Ints, slot_shift: int, machine: Trellis) -> Ints:
+    """Undo `group`.
+
+    Args:
+        pool: int32 `[n]`, all groups, one after the other.
+        sizes: int64 `[2 · n_slots]`, how many symbols each has.
+        slots, slot_shift: as for `group`.
         machine: the trellis.
 
     Raises:
         ArchiveError: the groups do not fit the path they spell.
     """
-    out = np.empty(len(slots), np.int32)
-    if not _interleave(pool, starts, starts + sizes, slots, machine.next_state, out):
+    out = np.empty(len(pool), np.int32)
+    ends = np.cumsum(sizes)
+    if not _interleave(pool, ends - sizes, ends, slots, slot_shift, machine.next_state, out):
         raise ArchiveError("symbols: the groups do not fit the trellis; the archive is damaged")
     return out
 
