@@ -246,6 +246,21 @@ def test_odd_models(tmp_path: Path) -> None:
             assert torch.isfinite(tensor.double()).all(), (name, key)
 
 
+def test_a_large_scale_before_a_norm_does_not_hide_the_other_layers(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    model = {
+        "small.weight": 1000 * torch.randn(16, 3, 3, 3, generator=rng),
+        "bn1.running_var": 1e6 * torch.ones(16),
+        "large.weight": torch.randn(64, 64, 3, 3, generator=rng),
+        "bn2.running_var": torch.ones(64),
+    }
+    wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE)
+    restored = wcompress.load(tmp_path / "m.wcz")
+    for name in ("small.weight", "large.weight"):
+        error = float((restored[name] - model[name]).square().sum() / model[name].square().sum())
+        assert error < 10**-2.15, name
+
+
 def test_scales_of_their_own_where_a_norm_follows(tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     scales = torch.exp2(torch.arange(16.0) - 8)
@@ -262,6 +277,12 @@ def test_scales_of_their_own_where_a_norm_follows(tmp_path: Path) -> None:
     assert len(exponents[0]) == 16
     assert np.allclose(np.diff(exponents[0]), 4, atol=2)
     assert len(exponents[1]) == 1
+    # A layer of four times as many weights bears twice the noise in relation to its scale.
+    large = {"conv.weight": torch.randn(16, 32, 3, 3, generator=rng), "bn.running_var": torch.ones(16)}
+    small = {"conv.weight": large["conv.weight"][:, :8], "bn.running_var": torch.ones(16)}
+    assert np.mean(own_scales(large, large).exponents[0]) == pytest.approx(
+        4 + np.mean(own_scales(small, small).exponents[0]), abs=0.4
+    )
     # Where no norm follows, steps go with the fourth root of the energy, and recurrent weights get finer ones.
     energy = {"a": torch.ones(64, 16), "b": 4 * torch.ones(16, 16), "rnn.weight_hh_l0": torch.ones(64, 16)}
     assert own_scales(energy, energy) == OwnScales(((1,), (3,), (-1,)))

@@ -14,7 +14,7 @@ from wcompress.codec.lossless import encode_lossless
 from wcompress.codec.manifest import CODED_DTYPES, Manifest, TensorEntry
 from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.own_scales_rule import own_scales
+from wcompress.codec.own_scales_rule import own_scales, scales_that_count
 from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import Solution
 from wcompress.codec.vae_search import Target, VaeSearch, is_coded
@@ -137,6 +137,7 @@ def _vae(
         coded,
         tensors["fine"],
         plain if by_sqnr else own_scales(checkpoint.tensors, coded),
+        counted_by=plain if by_sqnr else scales_that_count(checkpoint.tensors, coded),
         keep_energy=not by_sqnr,
         block_size=options.block_size,
         latent_dim=options.latent_dim,

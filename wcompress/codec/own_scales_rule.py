@@ -2,7 +2,8 @@
 
 A convolution followed by batch normalisation can be multiplied by anything without changing what the network computes;
 then only the error relative to each output channel counts. The checkpoint shows it: the next tensor statistics after
-the weight is a `running_var` of as many channels.
+the weight is a `running_var` of as many channels. If every layer's relative error harms the output as much, and a layer
+of n weights pays n/2 bits for each halving of its noise, bits are spent best where noise goes with n.
 
 Elsewhere a layer adds noise to the output in the proportion of its error to its energy, which asks for a step that goes
 with the energy's root, while errors summed over the model ask for one step; measured, half way is best, and half an
@@ -31,20 +32,32 @@ def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Te
 
     Returns:
         Where no tensor is followed by a norm, a scale for each tensor by its energy; otherwise a scale for each row of
-        those that are, and for each other tensor, by their mean squares.
+        those that are, and for each other tensor, by their mean squares times the weights in the tensor.
     """
     followed = _followed_by_norm(tensors)
     if not followed:
         return OwnScales(tuple((exponent,) for exponent in _by_energy(coded)))
-    rows: list[tuple[int, ...]] = []
-    for name, tensor in coded.items():
-        per_row = (
-            tensor.double().flatten(1).square().mean(1) if name in followed else tensor.double().square().mean()[None]
-        )
-        largest = float(per_row.max())
-        # A dead row has no scale; let it not be finer than 2^-16 of the liveliest.
-        rows.append(tuple(_exponent(max(float(v), 2.0**-32 * largest)) for v in per_row))
-    return OwnScales(tuple(rows))
+    return OwnScales(tuple(_by_row(tensor, name in followed, tensor.numel()) for name, tensor in coded.items()))
+
+
+def scales_that_count(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
+    """What errors are to be measured against: root mean squares, of rows that a norm follows and of other tensors.
+
+    In a model without such norms scales mean something, and errors count as they are.
+    """
+    followed = _followed_by_norm(tensors)
+    if not followed:
+        return OwnScales(tuple((0,) for _ in coded))
+    return OwnScales(tuple(_by_row(tensor, name in followed, 1) for name, tensor in coded.items()))
+
+
+def _by_row(tensor: torch.Tensor, by_row: bool, factor: int) -> tuple[int, ...]:
+    # By mean squares times the factor.
+    rows = tensor.double().flatten(1) if by_row else tensor.double().reshape(1, -1)
+    per_row = rows.square().mean(1)
+    # A dead row has no scale; let it not be finer than 2^-16 of the liveliest.
+    least = 2.0**-32 * float(per_row.max())
+    return tuple(_exponent(factor * max(float(v), least)) for v in per_row)
 
 
 def _by_energy(coded: Mapping[str, torch.Tensor]) -> list[int]:

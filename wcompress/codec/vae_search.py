@@ -68,6 +68,7 @@ class VaeSearch:
         coded: tensors for the trellis, by name.
         fine: tensors to keep finely.
         own_scales: exponents for each coded tensor.
+        counted_by: the SQNR is that of weights and errors divided by these scales; by default as they are.
         keep_energy: see `EncoderConfig`.
         block_size, latent_dim: of the prior.
         effort: 1 to 9.
@@ -83,6 +84,7 @@ class VaeSearch:
         fine: Mapping[str, torch.Tensor],
         own_scales: OwnScales,
         *,
+        counted_by: OwnScales | None = None,
         keep_energy: bool = False,
         block_size: int,
         latent_dim: int,
@@ -105,7 +107,12 @@ class VaeSearch:
         wide = n_weights <= _SMALL_MODEL or any(array.dtype == np.float64 for array in arrays)
         self._weights = self.sequencing.flatten(arrays, np.float64 if wide else np.float32)
         self._multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
-        self._signal = energy(self._weights)
+        self._counted = (self._weights, self._multipliers)
+        if counted_by is not None:
+            counted = counted_by.multipliers(self.sequencing, 0, n_weights)
+            if len(counted) > 1:
+                self._counted = (self._weights / counted, self._multipliers / counted)
+        self._signal = energy(self._counted[0])
         states = _STATES[effort]
         if n_weights <= _SMALL_MODEL:
             states = _SMALL_STATES.get(effort, states)
@@ -140,8 +147,8 @@ class VaeSearch:
         )
 
     def sqnr_db(self, solution: Solution) -> float:
-        """SQNR of the coded tensors, dB."""
-        noise = self.code(solution).squared_error(self._weights, self._multipliers, solution.ratios)
+        """SQNR of the coded tensors, dB, as it is counted."""
+        noise = self.code(solution).squared_error(*self._counted, solution.ratios)
         return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
 
     def fine_sqnr_db(self, sqnr_db: float) -> float:
@@ -193,7 +200,8 @@ class VaeSearch:
         sample.sequencing = replace(sequencing, shapes=tuple(shapes), layouts=("rows",) * len(shapes))
         sample._weights = self._weights[taken]
         sample._multipliers = self._multipliers if len(self._multipliers) == 1 else self._multipliers[taken]
-        sample._signal = energy(sample._weights)
+        sample._counted = tuple(part if len(part) == 1 else part[taken] for part in self._counted)  # type: ignore[assignment]
+        sample._signal = energy(sample._counted[0])
         config = replace(self._encoder.config, use_prior=False)
         sample._encoder = ClassEncoder(sample._scaled(), sample.sequencing, config)
         if target.n_bytes is not None:
