@@ -27,7 +27,8 @@ from wcompress.report.figures import Mark, ratio_against_score
 from wcompress.report.pipeline import measure_baseline
 from wcompress.report.render import Column, Table, escape_markdown, to_json_text
 from wcompress.report.reproduce import Reproduction, reproduce
-from wcompress.report.sweep import Report, SweepSetting, default_settings, pareto_front, report
+from wcompress.report.rows import pareto_front
+from wcompress.report.sweep import Report, SweepSetting, default_settings, report
 from wcompress.tasks import BaselineTask, MnistData, load_embedded
 
 HOSTILE = "<script>alert(1)</script>|$x_$"

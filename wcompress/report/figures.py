@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from wcompress.report.samples import Digit, Samples
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B6B6B"
-_BASELINE_MARKERS = "s^vDPX*<>p"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
+_BASELINE_MARKERS = "s^vDPX"
+_PEER_MARKERS = "<>dHp"
 _STYLE: dict[str, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -47,18 +49,21 @@ class Mark:
         label: next to it.
         ratio: horizontal, positive.
         score: vertical, percent.
+        ratio_spread, score_spread: the least and the most, where it is a mean; drawn as error bars.
     """
 
     label: str
     ratio: float
     score: float
+    ratio_spread: tuple[float, float] | None = None
+    score_spread: tuple[float, float] | None = None
 
 
 def training_curves(models: Sequence[tuple[str, Curve, Curve]]) -> bytes:
     """A panel for each model: title, training curve, validation curve; −ELBO in nats per parameter over epochs."""
     n_columns = min(2, len(models))
     n_rows = -(-len(models) // n_columns)
-    with _drawing(width=4.6 * n_columns, height=3.2 * n_rows) as (figure, png):
+    with drawing(width=4.6 * n_columns, height=3.2 * n_rows) as (figure, png):
         for position, (title, train, validation) in enumerate(models, start=1):
             axes = figure.add_subplot(n_rows, n_columns, position)
             for curve, name, colour, line in ((train, "training", BLUE, "-"), (validation, "validation", ORANGE, "--")):
@@ -70,7 +75,7 @@ def training_curves(models: Sequence[tuple[str, Curve, Curve]]) -> bytes:
             axes.set_ylabel("loss (nats per parameter)")
             if all(value > 0 for _, value in (*train, *validation)):
                 axes.set_yscale("log")
-                _plain_log_ticks(axes.yaxis)
+                plain_log_ticks(axes.yaxis)
             axes.legend()
     return png.getvalue()
 
@@ -82,7 +87,7 @@ def bar_panels(labels: Sequence[str], panels: Sequence[tuple[str, str, Sequence[
         labels: below the bars.
         panels: title, axis label, a value for each label, and the format of the value above its bar.
     """
-    with _drawing(width=4.8 * len(panels), height=3.6) as (figure, png):
+    with drawing(width=4.8 * len(panels), height=3.6) as (figure, png):
         for position, (title, axis, values, form) in enumerate(panels, start=1):
             axes = figure.add_subplot(1, len(panels), position)
             bars = axes.bar(list(labels), list(values), color=BLUE if position % 2 else GREEN, width=0.6)
@@ -107,7 +112,7 @@ def latent_sweep(latent_dims: Sequence[int], scores: Sequence[float], before: fl
     """
     from matplotlib.ticker import NullLocator
 
-    with _drawing(width=10, height=3.8) as (figure, png):
+    with drawing(width=10, height=3.8) as (figure, png):
         left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
         right.set_yscale("log")
         left.axhline(before, color=GREY, linestyle="--", label=f"original ({before:.2f} %)")
@@ -120,7 +125,7 @@ def latent_sweep(latent_dims: Sequence[int], scores: Sequence[float], before: fl
             x, y = zip(*counted, strict=True)
             right.plot(x, y, "o:", color=ORANGE, markerfacecolor="white", label="latent ratio (the paper's)")
         right.axhline(1, color=RED, linewidth=1, label="below: larger than the model")
-        _plain_log_ticks(right.yaxis)
+        plain_log_ticks(right.yaxis)
         right.set_ylabel("ratio (×)")
         right.set_title(f"{name}: what is counted")
         for axes in (left, right):
@@ -141,7 +146,7 @@ def digit_grid(samples: Samples, title: str, columns: int = 10) -> bytes:
     for heading, digits in zip(("first test images", "later ones: predictions differ"), groups, strict=True):
         parts = [digits[start : start + columns] for start in range(0, len(digits), columns)]
         rows += [(heading if not n else "", part) for n, part in enumerate(parts)]
-    with _drawing(width=0.98 * columns + 0.4, height=1.25 * len(rows) + 0.8) as (figure, png):
+    with drawing(width=0.98 * columns + 0.4, height=1.25 * len(rows) + 0.8) as (figure, png):
         figure.suptitle(title, fontsize=12)
         for row, (heading, digits) in enumerate(rows):
             for column, digit in enumerate(digits):
@@ -183,8 +188,12 @@ def ratio_against_score(
     *,
     title: str,
     method: str,
+    refined: Sequence[Mark] = (),
+    peers: Sequence[Mark] = (),
+    paper: Mark | None = None,
+    n_models: int = 1,
 ) -> bytes:
-    """True ratio (log) against score, with the best of all joined.
+    """True ratio (log) against score, with the best of all joined and the spread of means as error bars.
 
     Args:
         points: archives, by true ratio.
@@ -194,39 +203,75 @@ def ratio_against_score(
         before: score of the original, percent.
         title: of the figure.
         method: name of the points in the legend.
+        refined: archives of weights that were trained while quantising.
+        peers: points that others measured; those with the same label are joined.
+        paper: what the paper prints, latents only; drawn hollow, never part of the front.
+        n_models: how many models the points are means over.
     """
-    with _drawing(width=9.5, height=5.4) as (figure, png):
+    mean = f",\nmean of {n_models}, bars least to most" if n_models > 1 else ""
+    with drawing(width=9.5, height=5.4) as (figure, png):
         axes = figure.add_subplot()
         axes.set_xscale("log")
-        axes.axhline(before, color=GREY, linestyle="--", linewidth=1.2, label=f"original ({before:.2f} %)")
+        original = f"original ({before:.2f} %{f', mean of {n_models}' if n_models > 1 else ''})"
+        axes.axhline(before, color=GREY, linestyle="--", linewidth=1.2, label=original)
         if front:
             # Reached at a ratio is what some file of that ratio or a higher one scores: steps, from the left edge on.
-            everything = [*points, *baselines, *front]
+            everything = [*points, *refined, *baselines, *peers, *front]
             x = [min(m.ratio for m in everything), *(m.ratio for m in front), front[-1].ratio]
             y = [front[0].score, *(m.score for m in front), min(m.score for m in everything)]
             axes.step(x, y, where="pre", color=GREEN, linewidth=5, alpha=0.35, label="best of all (Pareto front)")
         for mark, shape in zip(baselines, _BASELINE_MARKERS * len(baselines), strict=False):
-            axes.plot(mark.ratio, mark.score, shape, color=ORANGE, markeredgecolor="black", markersize=8)
-            axes.lines[-1].set_label(mark.label)
+            plot_marks(axes, [mark], shape, ORANGE, mark.label, markeredgecolor="black")
+        names = dict.fromkeys(mark.label for mark in peers)
+        for name, shape in zip(names, _PEER_MARKERS * len(names), strict=False):
+            same = [mark for mark in peers if mark.label == name]
+            plot_marks(axes, same, f"{shape}--", SKY, f"{name}\n(peer, as its file says)", markeredgecolor="black")
         axes.axvline(1, color=RED, linewidth=1, label="left of this line:\nlarger than the model")
-        lines = (
-            (points, "o-", BLUE, f"{method}: true ratio"),
-            (latent_points, "o:", "white", "latent ratio only\n(the paper's accounting)"),
+        plot_marks(axes, points, "o-", BLUE, f"{method}: true ratio{mean}")
+        plot_marks(
+            axes, refined, "*-", PURPLE, f"{method}, refined on the\ntask's inputs: true ratio{mean}", markersize=12
         )
-        for marks, form, face, label in lines:
-            if marks:
-                xs, ys = [mark.ratio for mark in marks], [mark.score for mark in marks]
-                axes.plot(xs, ys, form, color=BLUE, markerfacecolor=face, markersize=8, linewidth=1, label=label)
+        latent = "latent ratio only\n(the paper's accounting)"
+        plot_marks(axes, latent_points, "o:", BLUE, latent, markerfacecolor="white")
+        if paper is not None:
+            label = f"{paper.label}:\nlatents only, no file size"
+            plot_marks(axes, [paper], "D", RED, label, markerfacecolor="white")
         axes.margins(x=0.08, y=0.12)
         _at_least_tall(axes)
-        for marks, *_ in lines:
+        for marks in (points, latent_points):
             _annotate(axes, marks)
-        _plain_log_ticks(axes.xaxis)
-        axes.set_xlabel("ratio (×); true ratio: bytes of the model / bytes of the file")
+        for mark in refined:  # these lie at the right end, where there is room
+            beside: dict[str, Any] = {"xytext": (9, 3), "textcoords": "offset points", "fontsize": 9}
+            axes.annotate(mark.label, (mark.ratio, mark.score), **beside)
+        plain_log_ticks(axes.xaxis)
+        axes.set_xlabel("ratio (×); true ratio: bytes of the model / every byte of the file")
         axes.set_ylabel("test score (%)")
         axes.set_title(title)
         figure.legend(loc="outside right upper", fontsize=10, labelspacing=0.7)
     return png.getvalue()
+
+
+def plot_marks(axes: Axes, marks: Sequence[Mark], form: str, colour: str, label: str, **style: Any) -> None:
+    """Marks joined by a line; what they are means of as bars from the least to the most.
+
+    Args:
+        axes: to draw on.
+        marks: none draws nothing, not even in the legend.
+        form: of marker and line, as matplotlib writes it.
+        colour: of marker, line and bars.
+        label: in the legend.
+        **style: what else is not as usual.
+    """
+    if not marks:
+        return
+    xs, ys = [mark.ratio for mark in marks], [mark.score for mark in marks]
+    axes.plot(xs, ys, form, **{"color": colour, "markersize": 8, "linewidth": 1, "label": label, **style})
+    for mark in marks:
+        across, up = mark.ratio_spread, mark.score_spread
+        if across is not None:
+            axes.plot(across, (mark.score, mark.score), "-|", color=colour, linewidth=1.3, markersize=6)
+        if up is not None:
+            axes.plot((mark.ratio, mark.ratio), up, "-_", color=colour, linewidth=1.3, markersize=6)
 
 
 def _annotate(axes: Axes, marks: Sequence[Mark]) -> None:
@@ -264,7 +309,8 @@ def _at_least_tall(axes: Axes) -> None:
     axes.set_ylim(low, max(min(high, 100.5), low + 1) if percent else high)
 
 
-def _plain_log_ticks(axis: Any) -> None:
+def plain_log_ticks(axis: Any) -> None:
+    """Numbers such as 1, 2, 5 and 10 along a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
@@ -273,7 +319,7 @@ def _plain_log_ticks(axis: Any) -> None:
 
 
 @contextlib.contextmanager
-def _drawing(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+def drawing(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
     """A figure to draw into, in inches, written to the buffer when the block ends."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

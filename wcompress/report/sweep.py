@@ -1,35 +1,36 @@
-"""Ratio against accuracy for one model and a task: archives, what anybody would try first, and the best of all."""
+"""Ratio against accuracy for a model, or several trainings of one: archives, simple baselines, and the best of all."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
-from wcompress.blocks import BLOCK_SIZE
-from wcompress.checkpoint import read_checkpoint
+from wcompress.checkpoint import Checkpoint, read_checkpoint
 from wcompress.codec.encoding import encode
 from wcompress.codec.options import PackOptions
 from wcompress.codec.packing import pack_and_restore
-from wcompress.codec.results import PackResult, TaskScore
+from wcompress.codec.results import TaskScore
 from wcompress.device import torch_threads
-from wcompress.errors import TargetUnreachable
+from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.evaluate import score
 from wcompress.files import output_folder
 from wcompress.refine.packing import RefineEncoder
-from wcompress.report import figures, render
-from wcompress.report.baselines import BASELINES, BaselinePoint, measure_baselines
+from wcompress.report import render
+from wcompress.report.baselines import BASELINES, measure_baselines
 from wcompress.report.extras import require_report_extra
-from wcompress.report.figures import Mark
-from wcompress.report.paper import CITATION, LATENT_DIM, PAPER, SWEEP_LATENT_DIMS
+from wcompress.report.paper import SWEEP_LATENT_DIMS
+from wcompress.report.peers import read_peers
 from wcompress.report.pipeline import StageProgress, within
-from wcompress.report.render import Cell, Column, Page, Picture, Section, Table
+from wcompress.report.sweep_page import sweep_page
+from wcompress.report.sweep_results import MeanReport, Report, SweepPoint, mean_report
 from wcompress.tasks import Task, load_task
+
+Found = TypeVar("Found", Report, MeanReport)
 
 SWEEP_DROPS = (0.2, 0.5, 1.0, 2.0)
 SWEEP_BITS = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.7)
@@ -46,79 +47,6 @@ class SweepSetting:
 
     label: str
     options: PackOptions
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """An archive, measured.
-
-    Attributes:
-        label: of its setting.
-        pack: figures, the task's scores among them.
-    """
-
-    label: str
-    pack: PackResult
-
-    @property
-    def score(self) -> float:
-        """Of what the archive restores to, percent."""
-        assert self.pack.task is not None
-        return self.pack.task.score_after
-
-    def to_json(self) -> dict[str, Any]:
-        """The object in `report.json`."""
-        return {"label": self.label, **self.pack.to_json()}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `report` found.
-
-    Attributes:
-        folder: where it was written.
-        model: its file name.
-        method: of the archives.
-        task, dataset, n_examples: what scored.
-        score_before: of the model, percent.
-        original_bytes: of the model's tensors.
-        points: archives, in the order of the settings.
-        baselines: simple things to try first.
-        files: all that was written.
-    """
-
-    folder: Path
-    model: str
-    method: str
-    task: str
-    dataset: str
-    n_examples: int
-    score_before: float
-    original_bytes: int
-    points: tuple[SweepPoint, ...]
-    baselines: tuple[BaselinePoint, ...]
-    files: tuple[Path, ...] = ()
-
-    @property
-    def pareto(self) -> tuple[Mark, ...]:
-        """Of archives and baselines, those that no other beats, by true ratio."""
-        marks = [Mark(f"{self.method}, {p.label}", p.pack.ratio, p.score) for p in self.points]
-        return pareto_front([*marks, *(Mark(b.name, b.ratio, b.score) for b in self.baselines)])
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of `report.json`."""
-        return {
-            "kind": "sweep",
-            "model": self.model,
-            "task": {"name": self.task, "dataset": self.dataset, "n_examples": self.n_examples},
-            "method": self.method,
-            "score_before": self.score_before,
-            "original_bytes": self.original_bytes,
-            "points": [point.to_json() for point in self.points],
-            "baselines": [point.to_json() for point in self.baselines],
-            "pareto": [{"name": mark.label, "ratio": mark.ratio, "score": mark.score} for mark in self.pareto],
-            "machine": render.machine(),
-        }
 
 
 def default_settings(options: PackOptions) -> list[SweepSetting]:
@@ -140,13 +68,18 @@ def default_settings(options: PackOptions) -> list[SweepSetting]:
     return [SweepSetting(options.method, options)]
 
 
+Model = str | os.PathLike[str] | Mapping[str, torch.Tensor]
+"""A checkpoint file, or name → tensor."""
+
+
 def report(
-    model: str | os.PathLike[str] | Mapping[str, torch.Tensor],
+    model: Model,
     task: Task | str,
     folder: str | os.PathLike[str],
     *,
     options: PackOptions | None = None,
     settings: Sequence[SweepSetting] | None = None,
+    peers: str | os.PathLike[str] | None = None,
     data_dir: Path | None = None,
     force: bool = False,
     progress: StageProgress | None = None,
@@ -163,6 +96,7 @@ def report(
         options: how to pack, for everything that the settings do not vary.
         settings: the points; by default what `default_settings` makes of the options. Those that cannot be reached
             are left out.
+        peers: a file of points that others measured, see `read_peers`.
         data_dir: where a built-in task's data lies.
         force: the folder may hold files already.
         progress: called when a stage begins and as it goes on.
@@ -170,136 +104,128 @@ def report(
     Raises:
         TaskError, CheckpointError, OptionError, OutputError: see `wcompress.errors`.
     """
+
+    def alone(reports: tuple[Report, ...]) -> Report:
+        return reports[0]
+
+    return _report([model], task, folder, alone, options, settings, peers, data_dir, force, progress)
+
+
+def report_means(
+    models: Sequence[Model],
+    task: Task | str,
+    folder: str | os.PathLike[str],
+    *,
+    options: PackOptions | None = None,
+    settings: Sequence[SweepSetting] | None = None,
+    peers: str | os.PathLike[str] | None = None,
+    data_dir: Path | None = None,
+    force: bool = False,
+    progress: StageProgress | None = None,
+) -> MeanReport:
+    """Measure several trainings of one network as `report` does, and write one report of the means.
+
+    Args:
+        models: two or more, of the same tensors' names, shapes and dtypes.
+        task, folder, options, settings, peers, data_dir, force, progress: as for `report`.
+
+    Raises:
+        OptionError: fewer than two models, one of them twice, or they are not of one network.
+        TaskError, CheckpointError, OutputError: see `wcompress.errors`.
+    """
+    files = [os.path.realpath(model) for model in models if not isinstance(model, Mapping)]
+    for number, path in enumerate(files):
+        if path in files[:number]:
+            raise OptionError(f"{path}: passed twice; pass each training of the network once")
+    if len(models) < 2:
+        raise OptionError(f"{len(models)} models to take means over; pass two or more trainings of one network")
+    return _report(models, task, folder, mean_report, options, settings, peers, data_dir, force, progress)
+
+
+def _report(
+    models: Sequence[Model],
+    task: Task | str,
+    folder: str | os.PathLike[str],
+    combine: Callable[[tuple[Report, ...]], Found],
+    options: PackOptions | None,
+    settings: Sequence[SweepSetting] | None,
+    peers: str | os.PathLike[str] | None,
+    data_dir: Path | None,
+    force: bool,
+    progress: StageProgress | None,
+) -> Found:
     require_report_extra("report")
     options = options or PackOptions()
     chosen = default_settings(options) if settings is None else list(settings)
-    name = "model" if isinstance(model, Mapping) else Path(model).name
+    others = None if peers is None else read_peers(peers)
     with output_folder(folder, force=force) as target, torch_threads(options.threads):
-        checkpoint = read_checkpoint(model, key=options.key)
+        checkpoints = [read_checkpoint(model, key=options.key) for model in models]
+        names = ["model" if isinstance(model, Mapping) else Path(model).name for model in models]
+        for name, checkpoint in zip(names, checkpoints, strict=True):
+            _check_same_network(names[0], checkpoints[0].tensors, name, checkpoint.tensors)
         if isinstance(task, str):
             task = load_task(task, data_dir=data_dir)
-        within(progress, f"scoring {name}")
-        before = score(task, checkpoint.tensors)
-        points: list[SweepPoint] = []
-        for setting in chosen:
-            inner = within(progress, f"packing {name}, {setting.label}")
-            encoder = encode if setting.options.max_drop is None else RefineEncoder(task)
-            try:
-                packed, restored = pack_and_restore(
-                    model, f"{name}.wcz", setting.options, dry_run=True, progress=inner, encoder=encoder
-                )
-            except TargetUnreachable:  # no archive of a small model is as small as a sweep goes
-                continue
-            scores = TaskScore(task.name, task.dataset, before, score(task, restored))
-            points.append(SweepPoint(setting.label, replace(packed, task=scores)))
-        inner = within(progress, f"measuring {render.sentence_list(list(BASELINES))}")
-        baselines = measure_baselines(checkpoint.tensors, task, progress=inner)
-        result = Report(
-            folder=target,
-            model=name,
-            method=chosen[0].options.method if chosen else options.method,
-            task=task.name,
-            dataset=task.dataset,
-            n_examples=task.n_examples,
-            score_before=before,
-            original_bytes=checkpoint.original_bytes,
-            points=tuple(points),
-            baselines=tuple(baselines),
-        )
-        return replace(result, files=render.write_report(target, result.to_json(), _page(result, options)))
+        if others is not None:
+            others.check(task)
+        reports = [
+            replace(
+                _measure(model, name, checkpoint, task, options, chosen, progress),
+                folder=target,
+                peers=() if others is None else others.points,
+            )
+            for model, name, checkpoint in zip(models, names, checkpoints, strict=True)
+        ]
+        result = combine(tuple(reports))
+        files = render.write_report(target, result.to_json(), sweep_page(result, options))
+        return replace(result, files=files)
 
 
-def pareto_front(marks: Sequence[Mark]) -> tuple[Mark, ...]:
-    """Those marks than which no other is at least as good in both ratio and score and better in one, by ratio."""
-    front: list[Mark] = []
-    for mark in sorted(_finite(marks), key=lambda m: (-m.ratio, -m.score)):
-        if not front or mark.score > front[-1].score:
-            front.append(mark)
-    return tuple(reversed(front))
+def _check_same_network(
+    first: str, tensors: Mapping[str, torch.Tensor], name: str, others: Mapping[str, torch.Tensor]
+) -> None:
+    for key in [*tensors, *others]:
+        found = [None if key not in some else (some[key].shape, some[key].dtype) for some in (tensors, others)]
+        if found[0] != found[1]:
+            raise OptionError(
+                f"{name}: tensor {key!r} is not as in {first}; pass several trainings of one network, or one at a time"
+            )
 
 
-def _finite(marks: Sequence[Mark]) -> list[Mark]:
-    """A task may fail to score a model that is broken beyond use."""
-    return [mark for mark in marks if math.isfinite(mark.score)]
-
-
-def _page(result: Report, options: PackOptions) -> Page:
-    counts_latents = any(point.pack.latent_ratio is not None for point in result.points)
-    n_examples = f", {result.n_examples:,} test examples" if result.n_examples else ""
-    introduction: tuple[str, ...] = (
-        f"How small {result.model} can be made, and what is then left of its score in the task {result.task}."
-        " Every archive and every baseline was made, decoded from its bytes, and scored.",
+def _measure(
+    model: Model,
+    name: str,
+    checkpoint: Checkpoint,
+    task: Task,
+    options: PackOptions,
+    settings: Sequence[SweepSetting],
+    progress: StageProgress | None,
+) -> Report:
+    """One model at every setting, and the baselines."""
+    within(progress, f"scoring {name}")
+    before = score(task, checkpoint.tensors)
+    points: list[SweepPoint] = []
+    for setting in settings:
+        inner = within(progress, f"packing {name}, {setting.label}")
+        encoder = encode if setting.options.max_drop is None else RefineEncoder(task)
+        try:
+            packed, restored = pack_and_restore(
+                model, f"{name}.wcz", setting.options, dry_run=True, progress=inner, encoder=encoder
+            )
+        except TargetUnreachable:  # no archive of a small model is as small as a sweep goes
+            continue
+        scores = TaskScore(task.name, task.dataset, before, score(task, restored))
+        points.append(SweepPoint(setting.label, replace(packed, task=scores), setting.options.refines))
+    inner = within(progress, f"measuring {render.sentence_list(list(BASELINES))}")
+    baselines = measure_baselines(checkpoint.tensors, task, progress=inner)
+    return Report(
+        folder=Path(),
+        model=name,
+        method=settings[0].options.method if settings else options.method,
+        task=task.name,
+        dataset=task.dataset,
+        n_examples=task.n_examples,
+        score_before=before,
+        original_bytes=checkpoint.original_bytes,
+        points=tuple(points),
+        baselines=tuple(baselines),
     )
-    if options.method == "paper":
-        introduction += (f"The method is that of {CITATION}.",)
-    paragraphs = [
-        f"The original scores {result.score_before:.2f} %. Nothing here beats"
-        f" {render.sentence_list([f'{m.label} ({render.times(m.ratio)}, {m.score:.2f} %)' for m in result.pareto])}."
-    ]
-    if result.points and all(point.pack.ratio < 1 for point in result.points):
-        paragraphs.append("Every one of the archives is larger than the model itself: their true ratio is below 1.")
-    terms = (render.RATIO_TERM, render.LATENT_RATIO_TERM) if counts_latents else (render.RATIO_TERM,)
-    return Page(
-        title=f"{result.model}: ratio against accuracy",
-        introduction=introduction,
-        terms=terms,
-        facts=(
-            ("model", f"{result.model}, {result.original_bytes:,} bytes of tensors"),
-            ("task", result.task),
-            ("data", f"{result.dataset}{n_examples}"),
-            ("method", f"{result.method}, effort {options.effort}, seed {options.seed}"),
-        ),
-        sections=(Section("Result", tuple(paragraphs), (_table(result, counts_latents),), (_picture(result),)),),
-    )
-
-
-def _table(result: Report, counts_latents: bool) -> Table:
-    best = {(mark.ratio, mark.score) for mark in result.pareto}
-    rows: list[tuple[Cell, ...]] = []
-    for point in result.points:
-        pack, after = point.pack, point.score
-        name, front = f"{pack.method}, {point.label}", "yes" if (pack.ratio, after) in best else ""
-        row = ("archive", name, pack.archive_bytes, pack.ratio, pack.latent_ratio, after, result.score_before - after)
-        rows.append((*row, pack.sqnr_db, front))
-    for baseline in result.baselines:
-        front = "yes" if (baseline.ratio, baseline.score) in best else ""
-        drop = result.score_before - baseline.score
-        size, value = baseline.n_bytes, baseline.score
-        rows.append(("baseline", baseline.name, size, baseline.ratio, None, value, drop, None, front))
-    columns = [
-        Column("kind", "kind"),
-        Column("name", "setting"),
-        Column("archive_bytes", "file (bytes)", ","),
-        Column("ratio", "true ratio", "ratio"),
-        Column("latent_ratio", "latent ratio", "ratio"),
-        Column("score", "score (%)", ".2f"),
-        Column("drop", "points lost", ".2f"),
-        Column("sqnr_db", "SQNR (dB)", ".1f"),
-        Column("pareto", "best"),
-    ]
-    if not counts_latents:
-        at = [column.key for column in columns].index("latent_ratio")
-        del columns[at]
-        rows = [row[:at] + row[at + 1 :] for row in rows]
-    caption = f"“best”: no other has a higher true ratio at no lower a score. Scores on {result.dataset}."
-    return Table("report", caption, tuple(columns), tuple(rows))
-
-
-def _picture(result: Report) -> Picture:
-    latent = [Mark(p.label, p.pack.latent_ratio, p.score) for p in result.points if p.pack.latent_ratio is not None]
-    printed = PAPER.get(result.task)
-    if printed is not None and result.method != "paper" and result.dataset == "mnist":
-        latent.append(Mark("as the paper prints", BLOCK_SIZE / LATENT_DIM, printed.score_after))
-    png = figures.ratio_against_score(
-        _finite([Mark(p.label, p.pack.ratio, p.score) for p in result.points]),
-        _finite(latent),
-        _finite([Mark(b.name, b.ratio, b.score) for b in result.baselines]),
-        result.pareto,
-        result.score_before,
-        title=f"{result.model} on {result.dataset}",
-        method=result.method,
-    )
-    caption = f"True ratio against score of {result.model} on {result.dataset}."
-    if latent:
-        caption += " Hollow: the same archives by the paper's accounting, without the decoder; these are no file sizes."
-    return Picture("figure", caption, png)
