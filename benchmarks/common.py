@@ -1,4 +1,4 @@
-"""What every benchmark records: the command, the commit, the machine."""
+"""What every benchmark records: the command, the commit, the machine; and how it shows tables."""
 
 from __future__ import annotations
 
@@ -101,3 +101,9 @@ def merged(
         if origin not in used:
             used.append(origin)
     return [{**row, "run": used.index(origin)} for row, origin in found.values()], used
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(heading) + " |", "|---" + "|---:" * (len(heading) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

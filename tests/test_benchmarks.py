@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import refine, refine_figure
 from benchmarks.ablation import bytes_at_equal_sqnr, pack_model
 from benchmarks.common import merged, shown
 from benchmarks.curves import Span, accuracy_means, means, walk
@@ -19,6 +20,7 @@ from benchmarks.equal_sqnr import bracketing_qps
 from benchmarks.peers import interpolate_bytes, least_bytes, qp_of_step, step_size
 from benchmarks.readme_tables import RENDERERS, filled
 from benchmarks.speed import against
+from wcompress.report.peers import read_peers
 
 
 def test_interpolation_is_linear_in_the_logarithm() -> None:
@@ -184,7 +186,16 @@ def test_results_name_no_absolute_path(argument: str, told: str) -> None:
 
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "refine": [
-        {"model": "mnist-fnn", "seed": seed, "ratio": 150.0 + 100 * seed, "drop": 0.3 + 0.2 * seed, "seconds": 9.0}
+        {
+            "model": model,
+            "seed": seed,
+            "max_drop": max_drop,
+            "ratio": (150.0 + 100 * seed) * 2 * max_drop,
+            "drop": 0.3 + 0.2 * seed,
+            "seconds": 9.0,
+        }
+        for max_drop in (1.0, 0.5)
+        for model in ("mnist-cnn", "mnist-fnn")
         for seed in (0, 1)
     ],
     "equal_sqnr": [
@@ -233,8 +244,15 @@ def test_tables_have_whole_rows(name: str) -> None:
     for table in text.split("\n\n")[1::2]:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     if name == "refine":
-        assert "**200x** (150 – 250)" in text
-        assert "met" in text
+        rows = [line for line in text.splitlines() if line.startswith("| mnist")]
+        order = [("mnist-fnn", "0.5"), ("mnist-cnn", "0.5"), ("mnist-fnn", "1"), ("mnist-cnn", "1")]
+        assert [tuple(row.split(" | ")[:2]) for row in rows] == [(f"| {model}", drop) for model, drop in order]
+        assert "**200x** (150 – 250) | 200x at ≤ 0.5 points: met" in rows[0]
+        assert "240x at ≤ 0.5 points: missed" in rows[1]
+        assert "**400x** (300 – 500) | –" in rows[2]
+        assert "| 124x | 0.3 |" in text
+        assert "1510.00149 | LeNet-300-100 | 40x" in text
+        assert "(benchmarks/results/refine.png)" in text
     if name == "equal_sqnr":
         assert text.index("| gaussian |") < text.index("| silero |")
         assert "2.00x, exact" in text
@@ -246,3 +264,93 @@ def test_a_table_without_its_result_is_empty(tmp_path: Path) -> None:
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/ablation.json").write_text(json.dumps({"rows": SAMPLES["ablation"]}))
     assert "3,000 B" in filled(filled(text, tmp_path), tmp_path)
+
+
+def compared(seed: int, before: float, n_bytes: float) -> dict[str, Any]:
+    """A row of `equal_accuracy`: ours loses a point for each halving, NNCodec needs a tenth more, at best."""
+    curve = [[before - lost, n_bytes / 2**lost] for lost in (0, 1, 2)]
+    worse = [[score, 3 * size] for score, size in curve]
+    better = [[score, 1.1 * size] for score, size in curve]
+    return {
+        "model": "mnist-fnn",
+        "seed": seed,
+        "effort": 5,
+        "score_before": before,
+        "curve": curve,
+        "nncodec_curves": [{"points": worse}, {"points": better}],
+    }
+
+
+def drawn_of(model: str, series: str, drawn: list[refine_figure.Drawn]) -> list[refine_figure.Drawn]:
+    return [point for point in drawn if (point.model, point.series) == (model, series)]
+
+
+def test_the_figure_holds_means_and_spreads_of_every_series() -> None:
+    rows = [compared(0, 98.0, 40_000), compared(1, 99.0, 20_000)]
+    drawn = refine_figure.points(SAMPLES["refine"], rows)
+    half, whole = drawn_of("mnist-fnn", "refined", drawn)
+    assert (half.mark.label, half.mark.ratio, half.mark.ratio_spread) == ("0.5 allowed", 200.0, (150.0, 250.0))
+    assert half.mark.score_spread == (0.3, 0.5)
+    assert whole.mark.label == "1 allowed"
+    ours, theirs = (drawn_of("mnist-fnn", name, drawn) for name in ("data-free", "nncodec"))
+    assert [point.mark.score for point in ours] == list(refine_figure.LEVELS)
+    at_one = ours[refine_figure.LEVELS.index(1.0)]
+    ratios = [4 * 185_300 / 20_000, 4 * 185_300 / 10_000]
+    assert at_one.mark.ratio_spread == pytest.approx(tuple(ratios))
+    assert at_one.mark.ratio == pytest.approx(sum(ratios) / 2)
+    assert at_one.n_seeds == 2
+    assert theirs[3].mark.ratio == pytest.approx(at_one.mark.ratio / 1.1)
+    (paper,) = drawn_of("mnist-fnn", "paper", drawn)
+    assert (paper.mark.ratio, paper.mark.score, paper.mark.ratio_spread) == (32.0, 1.0, None)
+    assert drawn_of("mnist-rnn", "refined", drawn) == drawn_of("mnist-rnn", "nncodec", drawn) == []
+
+
+def test_a_level_that_one_training_does_not_reach_is_not_drawn() -> None:
+    short = compared(1, 99.0, 20_000)
+    short["curve"] = short["curve"][:2]  # ends at a loss of one point
+    drawn = refine_figure.points([], [compared(0, 98.0, 40_000), short])
+    assert [point.mark.score for point in drawn_of("mnist-fnn", "data-free", drawn)] == [0.25, 0.5, 0.75, 1.0]
+    alone = drawn_of("mnist-fnn", "data-free", refine_figure.points([], [short]))
+    assert alone[0].mark.ratio_spread is None
+
+
+def test_figure_only_measures_nothing_and_writes_peers_that_report_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "refine.json").write_text(json.dumps({"rows": SAMPLES["refine"], "runs": []}))
+    (results / "equal_accuracy.json").write_text(
+        json.dumps({"dataset": "mnist", "rows": [compared(0, 98.0, 40_000), compared(1, 99.0, 20_000)]})
+    )
+    before = (results / "refine.json").read_text()
+    monkeypatch.setattr(refine, "RESULTS", results)
+    monkeypatch.setattr("sys.argv", ["refine", "--figure-only"])
+    refine.main()
+    assert "**400x** (300 – 500)" in capsys.readouterr().out
+    assert (results / "refine.json").read_text() == before
+    assert (results / "refine.png").read_bytes().startswith(b"\x89PNG")
+    read = read_peers(results / "peers" / "mnist-fnn.json")
+    assert (read.task, read.dataset, len(read.points)) == ("mnist-fnn", "mnist", len(refine_figure.LEVELS))
+    at_one = read.points[3]
+    assert (at_one.score, at_one.score_spread) == (97.5, (97.0, 98.0))
+
+
+def test_several_drops_are_measured_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int, float]] = []
+
+    def measure(name: str, _tensors: Any, seed: int, max_drop: float) -> dict[str, Any]:
+        seen.append((name, seed, max_drop))
+        scores = {"score_before": 98.0, "score_after": 97.7, "drop": 0.3, "seconds": 1.0}
+        return {"model": name, "seed": seed, "max_drop": max_drop, "n_bytes": 10, "ratio": 200.0, **scores}
+
+    monkeypatch.setattr(refine, "measure", measure)
+    monkeypatch.setattr(refine, "baseline", lambda *_: {})
+    monkeypatch.setattr(refine, "RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.common.RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["refine", "--only", "mnist-fnn", "--seeds", "0,1", "--max-drop", "0.5,1.0"])
+    refine.main()
+    assert seen == [("mnist-fnn", seed, drop) for seed in (0, 1) for drop in (0.5, 1.0)]
+    rows = json.loads((tmp_path / "refine.json").read_text())["rows"]
+    assert [(row["seed"], row["max_drop"]) for row in rows] == [(0, 0.5), (0, 1.0), (1, 0.5), (1, 1.0)]
+    assert "mnist-fnn,refined,1 allowed,2," in (tmp_path / "refine.csv").read_text()

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common import RESULTS
 from benchmarks.readme_tables import filled
+from benchmarks.refine_figure import texts
 from wcompress.cli import _COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -53,3 +55,9 @@ def test_readme_shows_the_committed_results() -> None:
     text = (ROOT / "README.md").read_text()
     assert "<!-- table:" in text
     assert filled(text) == text, "run: python -m benchmarks.readme_tables"
+
+
+def test_the_figure_of_refinement_is_drawn_from_the_committed_results() -> None:
+    for name, text in texts(RESULTS).items():
+        assert (RESULTS / name).read_text() == text, f"{name}: run: python -m benchmarks.refine --figure-only"
+    assert (RESULTS / "refine.png").read_bytes().startswith(b"\x89PNG")
