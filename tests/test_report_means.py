@@ -94,7 +94,8 @@ def test_means_agree_with_the_models_and_the_csv(swept: MeanReport) -> None:
             rows = [model[kind][i] for model in models]
             for name in ("ratio", "archive_bytes"):
                 values = [row[name] for row in rows]
-                assert point[name] == statistics.fmean(values)
+                assert point[name] == pytest.approx(statistics.fmean(values), rel=1e-12)
+                assert min(values) <= point[name] <= max(values)
                 assert point[f"{name}_spread"] == [min(values), max(values)]
             after = [get(row) for row in rows]
             assert point["score"] == pytest.approx(statistics.fmean(after))

@@ -78,9 +78,10 @@ def mean_rows(models: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
         for name in FIGURES:
             values = [value for row in same if (value := row.figures[name]) is not None]
             whole = len(values) == len(same)
-            means[name] = statistics.fmean(values) if whole else None
+            means[name] = None
             if whole:
-                spreads[name] = (min(values), max(values))
+                spreads[name] = least, most = min(values), max(values)
+                means[name] = min(max(statistics.fmean(values), least), most)  # which rounding may take it beyond
         found.append(Row(first.kind, first.name, first.label, means, spreads, first.refined))
     return tuple(found)
 

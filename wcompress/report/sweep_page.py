@@ -106,13 +106,14 @@ def _picture(result: Report | MeanReport) -> Picture:
     if printed is not None and result.method != "paper" and result.dataset == "mnist":
         paper = Mark("as the paper prints", BLOCK_SIZE / LATENT_DIM, printed.score_after)
     where = f"{render.sentence_list(list(result.model_names))} on {result.dataset}"
+    subject = f"{result.n_models} trainings of one network" if result.n_models > 1 else result.model_names[0]
     png = figures.ratio_against_score(
         finite_marks([row.mark for row in archives if not row.refined]),
         latent,
         finite_marks([row.mark for row in result.rows if row.kind == "baseline"]),
         result.pareto,
         result.score_before,
-        title=f"{where}: every byte counted",
+        title=f"{subject} on {result.dataset}\nevery byte counted",
         method=result.method,
         refined=finite_marks([row.mark for row in archives if row.refined]),
         peers=finite_marks([row.mark for row in result.rows if row.kind == "peer"]),
