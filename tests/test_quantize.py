@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from wcompress.codec.levels import Levels
 from wcompress.errors import ArchiveError
-from wcompress.quantize.trellis import N_STATES, group, interleave, nominal_levels, quantisers, search, trellis
+from wcompress.quantize.trellis import N_STATES, group, interleave, quantisers, search, trellis
 
 UNITS = np.array([0, 40, 100], np.int64)
 
@@ -32,7 +33,7 @@ def test_the_eight_state_machine_never_changes() -> None:
 def run(x: np.ndarray, n_states: int, multiplier: float, limit: int = 6) -> tuple[np.ndarray, float]:
     machine = trellis(n_states)
     rates = np.broadcast_to(1.0 + np.abs(np.arange(-limit, limit + 1)), (2, 2, 2 * limit + 1)).astype(np.float32).copy()
-    levels = nominal_levels(machine, limit)
+    levels = Levels().array(machine, limit)
     units = np.array([0, len(x)], np.int64)
     symbols = search(
         x.astype(np.float32), units, np.zeros(len(x) // 4 + 1, np.int32), 2, machine, levels, rates, multiplier
@@ -46,7 +47,7 @@ def run(x: np.ndarray, n_states: int, multiplier: float, limit: int = 6) -> tupl
 def test_the_search_finds_the_best_path(n_states: int) -> None:
     """Against every path there is, on short sequences."""
     machine, limit = trellis(n_states), 2
-    levels = nominal_levels(machine, limit)
+    levels = Levels().array(machine, limit)
     for seed in range(12):
         x = np.random.default_rng(seed).normal(size=5) * 1.3
         for multiplier in (0.0, 0.3):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from wcompress.codec.class_model import ClassModel
 from wcompress.codec.levels import Levels
+from wcompress.codec.rates import magnitudes_guessed
 from wcompress.codec.scales import ScaleModel, fit_latent_table
 from wcompress.codec.solution import EncoderConfig, Moments, Solution, in_steps, symbol_limit, with_energy
 from wcompress.codec.symbols import LOW_BITS, ClassTables, count_symbols, fit_tables, symbol_bits, upper
@@ -54,24 +55,12 @@ def base_scales(weights: npt.NDArray[np.floating], step: float, sequencing: Sequ
 
 
 def parametric_rates(machine: Trellis, limit: int) -> npt.NDArray[np.float32]:
-    """Code lengths before any table is known, float32 `[N_CLASSES, 2, 2·limit + 1]`: half Laplace, half Gauss."""
-    edges = np.arange(limit + 1) + 0.5
-    out = np.empty((N_CLASSES, 2, 2 * limit + 1))
-    for cls in range(N_CLASSES):
-        mean = 2.0 ** ((LOWEST_SCALE + cls * UNITS_PER_CLASS) / UNITS_PER_OCTAVE)
-        for quantiser in (0, 1):
-            edge = machine.spacing * edges - (0.5 if quantiser and machine.n_states > 1 else 0.0)
-            tail = 0.5 * np.exp(-edge / mean) + 0.5 * _gauss_tail(edge / mean)
-            zero = 1 - tail[0]
-            rest = np.maximum((tail[:-1] - tail[1:]) / 2, 1e-7 * 0.8 ** np.minimum(np.arange(limit), 60))
-            half = -np.log2(np.concatenate([[max(zero, 1e-7)], rest]))
-            out[cls, quantiser] = np.concatenate([half[:0:-1], half])
-    return out.astype(np.float32)
-
-
-def _gauss_tail(t: Floats) -> Floats:
-    # P(|x| > t · mean|x|) of a Gaussian.
-    return np.array([math.erfc(float(v) / math.sqrt(math.pi)) for v in t])
+    """Code lengths before any table is known, float32 `[N_CLASSES, 2, 2·limit + 1]`."""
+    octaves = (LOWEST_SCALE + UNITS_PER_CLASS * np.arange(N_CLASSES)) / UNITS_PER_OCTAVE
+    zero, rest = magnitudes_guessed(np.exp2(octaves), machine, limit)
+    p = np.concatenate([rest[:, :, ::-1] / 2, zero[:, :, None], rest / 2], axis=2)
+    rates: npt.NDArray[np.float32] = -np.log2(p).astype(np.float32)
+    return rates
 
 
 def table_rates(tables: ClassTables, fallback: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

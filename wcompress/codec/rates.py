@@ -21,6 +21,26 @@ _MOST_CELLS = 1 << 23
 _AGREEMENT = np.array([0.5, 0.6, 0.66, 0.73, 0.82, 0.9, 0.96, 0.98])
 
 
+def magnitudes_guessed(means: Floats, machine: Trellis, limit: int) -> tuple[Floats, Floats]:
+    """Probabilities of weights whose distribution is half Laplace, half Gauss.
+
+    Args:
+        means: mean magnitudes in steps, `[n_classes]`.
+        machine: the trellis.
+        limit: largest magnitude of a symbol.
+
+    Returns:
+        Of 0, `[n_classes, 2]` by quantiser, and of the magnitudes 1 to limit, both signs together,
+        `[n_classes, 2, limit]`; never quite nothing.
+    """
+    edges = machine.spacing * (np.arange(limit + 1) + 0.5) - np.array([[0.0], [0.5 if machine.n_states > 1 else 0.0]])
+    relative = edges / means[:, None, None]
+    gauss = torch.erfc(torch.from_numpy(relative / np.sqrt(np.pi))).numpy()
+    tail = 0.5 * np.exp(-np.minimum(relative, 600)) + 0.5 * gauss
+    rest = np.maximum(tail[:, :, :-1] - tail[:, :, 1:], 2e-7 * 0.8 ** np.minimum(np.arange(limit), 60))
+    return np.maximum(1 - tail[:, :, 0], 1e-7), rest
+
+
 @dataclass(frozen=True)
 class RateClasses:
     """Classes of weights that share code lengths.
@@ -48,20 +68,11 @@ class RateClasses:
         return cls(of.astype(np.int32), np.exp2(octaves), (used & 15) - 7)
 
     def guessed(self, machine: Trellis, limit: int) -> Floats:
-        """Probabilities before any symbol is known, `[n_classes, 2, 2·limit + 1]`: half Laplace, half Gauss."""
-        edges = np.arange(limit + 1) + 0.5
-        out = np.empty((len(self.means), 2, 2 * limit + 1))
+        """Probabilities before any symbol is known, `[n_classes, 2, 2·limit + 1]`."""
+        zero, rest = magnitudes_guessed(self.means, machine, limit)
         agree = np.where(self.ratios < 0, 1 - _AGREEMENT[np.abs(self.ratios)], _AGREEMENT[np.abs(self.ratios)])
-        for quantiser in (0, 1):
-            edge = machine.spacing * edges - (0.5 if quantiser and machine.n_states > 1 else 0.0)
-            relative = edge / self.means[:, None]
-            gauss = torch.erfc(torch.from_numpy(relative / np.sqrt(np.pi))).numpy()
-            tail = 0.5 * np.exp(-np.minimum(relative, 600)) + 0.5 * gauss
-            rest = np.maximum(tail[:, :-1] - tail[:, 1:], 1e-7 * 0.8 ** np.minimum(np.arange(limit), 60))
-            out[:, quantiser, limit] = np.maximum(1 - tail[:, 0], 1e-7)
-            out[:, quantiser, limit + 1 :] = rest * agree[:, None]
-            out[:, quantiser, :limit] = (rest * (1 - agree[:, None]))[:, ::-1]
-        return out
+        agree = agree[:, None, None]
+        return np.concatenate([(rest * (1 - agree))[:, :, ::-1], zero[:, :, None], rest * agree], axis=2)
 
     def rates(
         self, machine: Trellis, limit: int, symbols: Ints | None = None, which: npt.NDArray[np.uint8] | None = None

@@ -372,11 +372,3 @@ def interleave(pool: Ints, sizes: npt.NDArray[np.int64], slots: Ints, slot_shift
     if not _interleave(pool, ends - sizes, ends, slots, slot_shift, machine.next_state, out):
         raise ArchiveError("symbols: the groups do not fit the trellis; the archive is damaged")
     return out
-
-
-def nominal_levels(machine: Trellis, limit: int) -> Singles:
-    """Levels before any centroid: float32 `[2, 2·limit + 1]`, in steps."""
-    k = np.arange(-limit, limit + 1)
-    if machine.n_states == 1:
-        return np.stack([k, k]).astype(np.float32)
-    return np.stack([2 * k, 2 * k - np.sign(k)]).astype(np.float32)
