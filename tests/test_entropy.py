@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import constriction
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -144,3 +145,21 @@ def test_counts_are_bounded_before_the_coder_sees_them() -> None:
             decoder.take(n_symbols, make_table(1.0, 3))
     with pytest.raises(ArchiveError, match="range"):
         list(decoder.take_uniform([0]))
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=8, max_size=200), st.integers(1, 400), st.floats(0.05, 60.0))
+def test_streams_decode_as_constriction_decodes_them(data: bytes, limit: int, scale: float) -> None:
+    """Noise too, and beyond the end of the stream."""
+    data = data[: len(data) // 4 * 4 - 1] + b"\1"
+    table = make_table(scale, limit)
+    n_bits, n_values = 11, 5000
+    theirs = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4").astype(np.uint32))
+    ours = Decoder(data, "test")
+    model = constriction.stream.model.Categorical(table.weights.astype(np.float64), perfect=False)
+    assert np.array_equal(ours.take(40, table), theirs.decode(model, 40) - table.limit)
+    uniform = constriction.stream.model.Uniform(1 << n_bits)
+    assert np.array_equal(ours.take_bits(7, n_bits), theirs.decode(uniform, 7))
+    odd = theirs.decode(constriction.stream.model.Uniform(n_values), 1)[0]
+    assert list(ours.take_uniform([n_values])) == [odd]
+    assert np.array_equal(ours.take(200, table), theirs.decode(model, 200) - table.limit)
