@@ -22,6 +22,9 @@ import torch
 import wcompress
 from benchmarks.common import write_result
 
+GAP_WANTED = 0.11
+"""Bits a weight above R(D), at most, of the Gaussian at the highest effort."""
+
 _SOURCES = ("gaussian", "laplacian")
 _SQNR_DB = (7.0, 12.5, 18.5)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.common import markdown_table
 from benchmarks.curves import accuracy_means, function_means, number
+from benchmarks.rate_distortion import GAP_WANTED
 from benchmarks.refine import tables
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +113,31 @@ def _equal_function(result: dict[str, Any]) -> str:
     return (
         "Bytes at an equal error of the output, a residual network with BatchNorm and tensors of very different scales,"
         f" means over training seeds:\n\n{markdown_table(heading, rows)}"
+    )
+
+
+def _rate_distortion(result: dict[str, Any]) -> str:
+    heading = ["source", "weights", "effort", "SQNR", "bits a weight", "above the bound", "wanted", ""]
+    highest = max(row["effort"] for row in result["points"])
+    rows = []
+    for row in result["points"]:
+        # What was asked for: the Gaussian, at the highest effort.
+        judged = row["source"] == "gaussian" and row["effort"] == highest
+        rows.append(
+            [
+                row["source"],
+                f"{row['n_weights']:,}",
+                str(row["effort"]),
+                f"{row['sqnr_db']:.2f} dB",
+                f"{row['bits_per_param']:.3f}",
+                f"**{row['gap_bits']:.3f}**",
+                f"≤ {GAP_WANTED}" if judged else "–",
+                _met(row["gap_bits"] <= GAP_WANTED if judged else None),
+            ]
+        )
+    return (
+        "Bits a weight above the Shannon bound, every byte of the archive counted; of the Laplacian the lower bound,"
+        f" which no code reaches at few bits:\n\n{markdown_table(heading, rows)}"
     )
 
 
@@ -217,6 +243,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "benchmarks/results/equal_sqnr.json": _equal_sqnr,
     "benchmarks/results/equal_accuracy.json": _equal_accuracy,
     "benchmarks/results/equal_function.json": _equal_function,
+    "benchmarks/results/rate_distortion.json": _rate_distortion,
     "benchmarks/results/lossless.json": _lossless,
     "benchmarks/results/speed.json": _speed,
     "benchmarks/results/ablation.json": _ablation,

@@ -20,6 +20,7 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.own_scales_rule import own_scales
 from wcompress.codec.scales import ScaleModel
+from wcompress.codec.solution import EncoderConfig
 from wcompress.codec.symbols import ClassTables, count_symbols, decode_symbols, encode_symbols, fit_tables
 from wcompress.codec.vae_method import VaeReader
 from wcompress.codec.weights import LAYOUTS, Sequencing, choose_layout
@@ -410,3 +411,29 @@ def test_fine_tensors_are_kept_finely(sqnr_db: float) -> None:
     for damaged in (data[:-1], data + b"\1", b"\xff" * len(data)):
         with pytest.raises(ArchiveError):
             decode_fine(damaged, entries)
+
+
+def test_few_bits_ask_for_a_smaller_lagrangian() -> None:
+    config = EncoderConfig(trellis(4), multiplier=0.4)
+    found = [config.multiplier_at(bits) for bits in (0.1, 0.5, 1.0, 1.5, 2.0, 8.0)]
+    assert found == sorted(found)
+    assert found[0] == pytest.approx(0.15)
+    assert found[1] < found[2] < found[3]
+    assert found[-1] == 0.4
+    assert EncoderConfig(trellis(4), multiplier=0.1).multiplier_at(8.0) == 0.1
+
+
+@pytest.mark.parametrize("effort", [1, 3])
+def test_the_lagrangian_follows_the_bits(effort: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At few bits, what is found takes less than with the one that is right for many."""
+    w = torch.from_numpy(np.random.default_rng(0).laplace(size=(64, 1024)) * np.geomspace(0.2, 5, 64)[:, None]).float()
+
+    def bits() -> float:
+        result = wcompress.pack({"w": w}, tmp_path / "m.wcz", SMALL_VAE, sqnr=5.0, effort=effort, force=True)
+        assert result.bits_per_param is not None
+        assert result.sqnr_db is not None
+        return result.bits_per_param - (result.sqnr_db - 5.0) / 6.02
+
+    found = bits()
+    monkeypatch.setattr(EncoderConfig, "multiplier_at", lambda self, _bits: self.multiplier)
+    assert found < 0.997 * bits()

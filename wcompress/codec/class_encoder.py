@@ -127,7 +127,11 @@ class ClassEncoder:
             if number == 1 and start is None and config.use_prior and len(x):
                 assert solution is not None
                 scales = self._with_prior(static, solution, rates)
-            solution = self._pass(step, x, scales, levels, rates)
+            known = solution or start
+            multiplier = config.multiplier
+            if known is not None and len(x):
+                multiplier = config.multiplier_at(known.symbol_bits / len(x))
+            solution = self._pass(step, x, scales, levels, rates, multiplier)
             levels = solution.levels
             assert isinstance(solution.model, ClassModel)
             rates = table_rates(solution.model.tables, fallback)
@@ -141,6 +145,7 @@ class ClassEncoder:
         scales: ScaleModel,
         levels: Levels,
         rates: npt.NDArray[np.float32],
+        multiplier: float,
     ) -> Solution:
         machine, sequencing = self.config.machine, self.sequencing
         classes, shift = scales.classes(sequencing.tensor_of_sub), sequencing.sub_shift
@@ -152,7 +157,7 @@ class ClassEncoder:
             machine,
             levels.array(machine, rates.shape[2] // 2),
             rates,
-            self.config.multiplier,
+            multiplier,
         )
         which = quantisers(symbols, sequencing.unit_starts, machine)
         counts = count_symbols(symbols, which, classes, shift)

@@ -172,11 +172,14 @@ class ContextEncoder:
             described = Description(np.zeros((0, 0), np.int16), scales.astype(np.int16), np.zeros(len(x), np.int8))
             classes = RateClasses.by(described, limit)
             rates = classes.rates(machine, limit)
+            multiplier = self.config.multiplier
         else:
             described = model.describe(start.symbols, sequencing, machine)
             classes = RateClasses.by(described, limit)
             which = quantisers(start.symbols, sequencing.unit_starts, machine)
             rates = classes.rates(machine, limit, start.symbols, which)
+            bits = rates[classes.of, which, np.clip(start.symbols, -limit, limit) + limit]
+            multiplier = self.config.multiplier_at(float(bits.mean()) if len(x) else 0.0)
             levels = start.levels
         table = np.array([(0, 0), *levels.shifts] if levels.shifts else np.zeros((8, 2)), np.float32) / LEVEL_UNITS
         shifts = np.sign(classes.ratios)[:, None] * table[np.abs(classes.ratios)]
@@ -188,7 +191,7 @@ class ContextEncoder:
             machine,
             replace(levels, shifts=()).array(machine, limit),
             rates,
-            self.config.multiplier,
+            multiplier,
             shifts.astype(np.float32),
         )
         return self._finished(step, model, symbols, None)

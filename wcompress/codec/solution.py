@@ -22,6 +22,7 @@ Signs = npt.NDArray[np.int8]
 
 _MAX_SYMBOL = 1 << 14
 _LEAST_FOR_A_SHIFT = 64
+_LEAST_MULTIPLIER = 0.15
 _MOMENTS_PART = 1 << 18
 
 
@@ -31,7 +32,7 @@ class EncoderConfig:
 
     Attributes:
         machine: the trellis.
-        multiplier: Lagrangian of the search, in squared steps a bit.
+        multiplier: Lagrangian of the search, in squared steps a bit, where there are bits enough.
         use_prior: train a VAE prior, and use it where it pays.
         prior_steps: of its training.
         mix: several sets of probabilities, where that pays.
@@ -51,6 +52,10 @@ class EncoderConfig:
     passes: int = 3
     seed: int = 0
     device: str = "cpu"
+
+    def multiplier_at(self, bits: float) -> float:
+        """The Lagrangian at so many bits a weight: less where most weights become zero, see docs/decisions/0004."""
+        return min(self.multiplier, max(_LEAST_MULTIPLIER, 0.05 + 0.22 * bits))
 
 
 @dataclass(frozen=True)
