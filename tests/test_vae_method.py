@@ -18,7 +18,7 @@ from wcompress.codec.fine import decode_fine, encode_fine
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.own_scales_rule import own_scales
+from wcompress.codec.own_scales_rule import multiplier, own_scales
 from wcompress.codec.scales import ScaleModel
 from wcompress.codec.solution import EncoderConfig
 from wcompress.codec.symbols import ClassTables, count_symbols, decode_symbols, encode_symbols, fit_tables
@@ -278,21 +278,29 @@ def test_scales_of_their_own_where_a_norm_follows(tmp_path: Path) -> None:
     assert len(exponents[0]) == 16
     assert np.allclose(np.diff(exponents[0]), 4, atol=2)
     assert len(exponents[1]) == 1
-    # A layer of four times as many weights bears twice the noise in relation to its scale.
-    large = {"conv.weight": torch.randn(16, 32, 3, 3, generator=rng), "bn.running_var": torch.ones(16)}
-    small = {"conv.weight": large["conv.weight"][:, :8], "bn.running_var": torch.ones(16)}
-    assert np.mean(own_scales(large, large).exponents[0]) == pytest.approx(
-        4 + np.mean(own_scales(small, small).exponents[0]), abs=0.4
-    )
+    # Relative squared errors go with the number of weights: 1152 / 160 is 1.4 octaves of the step.
+    expected = exponents[1][0] + 4 * (float(torch.log2(scales).mean()) + 1.4)
+    assert sum(exponents[0]) / 16 == pytest.approx(expected, abs=2)
     # Where no norm follows, steps go with the fourth root of the energy, and recurrent weights get finer ones.
-    energy = {"a": torch.ones(64, 16), "b": 4 * torch.ones(16, 16), "rnn.weight_hh_l0": torch.ones(64, 16)}
+    energy = {"a": torch.ones(64, 16), "b": 4 * torch.ones(16, 16), "rnn.weight_hh_l0": torch.ones(32, 32)}
     assert own_scales(energy, energy) == OwnScales(((1,), (3,), (-1,)))
+    # With gates with its root.
+    energy = {"a": torch.ones(64, 16), "b": 4 * torch.ones(16, 16), "lstm.weight_hh_l0": torch.ones(64, 16)}
+    exponents = own_scales(energy, energy).exponents
+    assert exponents[1][0] - exponents[0][0] == 4
+    assert exponents[0][0] - exponents[2][0] == 2
     assert own_scales({"a": torch.ones(9, 9)}, {"a": torch.ones(9, 9)}) == OwnScales(((0,),))
     wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, bits_per_weight=6)
     restored = wcompress.load(tmp_path / "m.wcz")
     for name in coded:
         error = (restored[name] - model[name]).flatten(1).square().sum(1) / model[name].flatten(1).square().sum(1)
         assert error.max() < 0.15, name
+
+
+def test_fewer_weights_become_zero_where_that_costs_more() -> None:
+    linear, recurrent, gated = torch.ones(8, 8), {"weight_hh_l0": torch.ones(8, 8)}, {"weight_hh_l0": torch.ones(32, 8)}
+    norm = {"conv.weight": torch.ones(8, 4, 3, 3), "bn.running_var": torch.ones(8)}
+    assert multiplier({"w": linear}) == multiplier(recurrent) > multiplier(gated) == multiplier(norm)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -14,10 +14,10 @@ from wcompress.codec.lossless import encode_lossless
 from wcompress.codec.manifest import CODED_DTYPES, Manifest, TensorEntry
 from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.own_scales_rule import own_scales, scales_that_count
+from wcompress.codec.own_scales_rule import multiplier, own_scales, scales_that_count
 from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import Solution
-from wcompress.codec.vae_search import Target, VaeSearch, is_coded
+from wcompress.codec.vae_search import SQNR_MULTIPLIER, Target, VaeSearch, is_coded
 from wcompress.errors import OptionError
 from wcompress.fidelity import largest_magnitude
 
@@ -138,6 +138,7 @@ def _vae(
         tensors["fine"],
         plain if by_sqnr else own_scales(checkpoint.tensors, coded),
         counted_by=plain if by_sqnr else scales_that_count(checkpoint.tensors, coded),
+        multiplier=SQNR_MULTIPLIER if by_sqnr else multiplier(checkpoint.tensors),
         keep_energy=not by_sqnr,
         block_size=options.block_size,
         latent_dim=options.latent_dim,

@@ -2,12 +2,13 @@
 
 A convolution followed by batch normalisation can be multiplied by anything without changing what the network computes;
 then only the error relative to each output channel counts. The checkpoint shows it: the next tensor statistics after
-the weight is a `running_var` of as many channels. If every layer's relative error harms the output as much, and a layer
-of n weights pays n/2 bits for each halving of its noise, bits are spent best where noise goes with n.
+the weight is a `running_var` of as many channels. Each such layer adds its relative error to the output's, so bits are
+spent best where relative squared errors go with the numbers of weights.
 
 Elsewhere a layer adds noise to the output in the proportion of its error to its energy, which asks for a step that goes
-with the energy's root, while errors summed over the model ask for one step; measured, half way is best, and half an
-octave less for the recurrent weights, which act once for each time step (docs/decisions/0004).
+with the energy's root, while errors summed over the model ask for one step; measured, half way is best, but all the way
+where recurrent layers have gates, and half an octave less for the recurrent weights, which act once for each time step
+(docs/decisions/0004).
 """
 
 from __future__ import annotations
@@ -21,6 +22,20 @@ from wcompress.codec.own_scales import OwnScales
 from wcompress.fidelity import computable, energy
 
 _RECURRENT = "weight_hh"  # as torch names it
+_LEAST_SHARE = 2.0**-10  # of the weights: what is smaller is fine enough
+_MULTIPLIER, _CAREFUL_MULTIPLIER = 0.15, 0.05
+
+
+def multiplier(tensors: Mapping[str, torch.Tensor]) -> float:
+    """The Lagrangian that suits what a model computes, in squared steps a bit.
+
+    The larger it is, the more small weights become zero. Where norms keep the statistics of the layers that they
+    follow, and where gates are passed at each time step, that costs more than it saves.
+
+    Args:
+        tensors: the whole model, in order.
+    """
+    return _CAREFUL_MULTIPLIER if _is_gated(tensors) or _followed_by_norm(tensors) else _MULTIPLIER
 
 
 def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
@@ -32,12 +47,15 @@ def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Te
 
     Returns:
         Where no tensor is followed by a norm, a scale for each tensor by its energy; otherwise a scale for each row of
-        those that are, and for each other tensor, by their mean squares times the weights in the tensor.
+        those that are, and for each other tensor, by their mean squares and the tensor's number of weights.
     """
     followed = _followed_by_norm(tensors)
     if not followed:
         return OwnScales(tuple((exponent,) for exponent in _by_energy(coded)))
-    return OwnScales(tuple(_by_row(tensor, name in followed, tensor.numel()) for name, tensor in coded.items()))
+    n_weights = sum(tensor.numel() for tensor in coded.values())
+    shares = [max(tensor.numel() / n_weights, _LEAST_SHARE) for tensor in coded.values()]
+    rows = zip(coded.items(), shares, strict=True)
+    return OwnScales(tuple(_by_row(tensor, name in followed, share) for (name, tensor), share in rows))
 
 
 def scales_that_count(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
@@ -48,10 +66,10 @@ def scales_that_count(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, t
     followed = _followed_by_norm(tensors)
     if not followed:
         return OwnScales(tuple((0,) for _ in coded))
-    return OwnScales(tuple(_by_row(tensor, name in followed, 1) for name, tensor in coded.items()))
+    return OwnScales(tuple(_by_row(tensor, name in followed, 1.0) for name, tensor in coded.items()))
 
 
-def _by_row(tensor: torch.Tensor, by_row: bool, factor: int) -> tuple[int, ...]:
+def _by_row(tensor: torch.Tensor, by_row: bool, factor: float) -> tuple[int, ...]:
     # By mean squares times the factor.
     rows = tensor.double().flatten(1) if by_row else tensor.double().reshape(1, -1)
     per_row = rows.square().mean(1)
@@ -62,14 +80,19 @@ def _by_row(tensor: torch.Tensor, by_row: bool, factor: int) -> tuple[int, ...]:
 
 def _by_energy(coded: Mapping[str, torch.Tensor]) -> list[int]:
     octaves: list[float] = []
+    power = 0.5 if _is_gated(coded) else 0.25
     sizes = [tensor.numel() for tensor in coded.values()]
     for name, tensor in coded.items():
         whole = energy(computable(tensor).reshape(-1).numpy())
-        octave = 0.25 * math.log2(whole) if whole > 0 else 0.0
+        octave = power * math.log2(whole) if whole > 0 else 0.0
         octaves.append(octave - (0.5 if _RECURRENT in name else 0.0))
     mean = sum(o * n for o, n in zip(octaves, sizes, strict=True)) / max(sum(sizes), 1)
     # The rule is about layers of one model, whose energies are within a few decades; what lies farther is no layer.
     return [max(-16, min(16, round(4 * (octave - mean)))) for octave in octaves]
+
+
+def _is_gated(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return any(_RECURRENT in name and t.ndim == 2 and t.shape[0] > t.shape[1] for name, t in tensors.items())
 
 
 def _exponent(mean_square: float) -> int:

@@ -27,6 +27,9 @@ from wcompress.quantize.trellis import trellis
 Weights = npt.NDArray[np.floating]
 Progress = Callable[[int, int, dict[str, float]], None]
 
+SQNR_MULTIPLIER = 0.4
+"""Lagrangian for the least squared error; see docs/decisions/0004."""
+
 _MIN_CODED = 64
 _ROUNDS = 12
 _SMALL_MODEL_ROUNDS = 30
@@ -34,7 +37,6 @@ _SETTLING_ROUNDS = 4
 _ROUNDS_PER_ANCHOR = 6
 _SQNR_SLACK_DB = 0.05
 _BYTES_SLACK = 0.004
-_MULTIPLIERS = {False: 0.4, True: 0.15}  # for the least error, and for what a network computes
 _FINE_MARGIN_DB = 14.0
 _FINE_RANGE_DB = (24.0, 60.0)
 _STATES = {1: 1, 2: 4, 3: 8, 4: 8, 5: 8, 6: 16, 7: 32, 8: 64, 9: 256}
@@ -69,7 +71,7 @@ class VaeSearch:
         fine: tensors to keep finely.
         own_scales: exponents for each coded tensor.
         counted_by: the SQNR is that of weights and errors divided by these scales; by default as they are.
-        keep_energy: see `EncoderConfig`.
+        multiplier, keep_energy: see `EncoderConfig`; by default for the least squared error.
         block_size, latent_dim: of the prior.
         effort: 1 to 9.
         seed: of the prior.
@@ -85,6 +87,7 @@ class VaeSearch:
         own_scales: OwnScales,
         *,
         counted_by: OwnScales | None = None,
+        multiplier: float = SQNR_MULTIPLIER,
         keep_energy: bool = False,
         block_size: int,
         latent_dim: int,
@@ -121,7 +124,7 @@ class VaeSearch:
             use_prior=effort > 3,
             mix=effort > 2,
             keep_energy=keep_energy,
-            multiplier=_MULTIPLIERS[keep_energy],
+            multiplier=multiplier,
             prior_steps=150 + 50 * effort,
             passes=1,
             seed=seed,
