@@ -53,6 +53,23 @@ class Encoded:
     history: TrainingHistory | None = field(default=None, repr=False)
     method: str = "vae"
 
+    def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None) -> Manifest:
+        """What the archive says of itself.
+
+        Args:
+            checkpoint: the model.
+            sqnr_db: of what is restored, dB.
+        """
+        return Manifest(
+            method=self.method,
+            source=checkpoint.source,
+            tensors=self.entries,
+            padding=self.padding,
+            n_latents=self.n_latents,
+            sqnr_db=sqnr_db,
+            metadata=dict(checkpoint.metadata),
+        )
+
 
 def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
     """Encode a model by the method that the options name.
@@ -114,15 +131,8 @@ def _vae(
     padding = -sum(tensor.numel() for tensor in coded.values()) % options.block_size
 
     def other_bytes(solution: Solution, sqnr_db: float) -> list[int]:
-        manifest = Manifest(
-            method=options.method,
-            source=checkpoint.source,
-            tensors=entries,
-            padding=padding,
-            n_latents=solution.model.scales.latents.size,
-            sqnr_db=sqnr_db if math.isfinite(sqnr_db) else None,
-            metadata=dict(checkpoint.metadata),
-        )
+        about = Encoded(entries, {}, padding, solution.model.scales.latents.size)
+        manifest = about.manifest(checkpoint, sqnr_db if math.isfinite(sqnr_db) else None)
         return [len(manifest.to_bytes()), n_raw_bytes]
 
     target = Target(sqnr_db=options.sqnr if options.sqnr is not None else DEFAULT_SQNR_DB)

@@ -20,7 +20,7 @@ from wcompress.codec.context_encoder import ContextEncoder
 from wcompress.codec.encoding import Encoded
 from wcompress.codec.fine import encode_fine
 from wcompress.codec.levels import Levels
-from wcompress.codec.manifest import Manifest, TensorEntry
+from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import EncoderConfig
@@ -100,15 +100,7 @@ def encode_given(
 
 def archive_bytes(checkpoint: Checkpoint, encoded: Encoded) -> int:
     """What the archive of an encoded model takes, every byte, give or take one for its SQNR's digits."""
-    manifest = Manifest(
-        method="vae",
-        source=checkpoint.source,
-        tensors=encoded.entries,
-        padding=encoded.padding,
-        n_latents=encoded.n_latents,
-        sqnr_db=math.pi,
-        metadata=dict(checkpoint.metadata),
-    )
+    manifest = encoded.manifest(checkpoint, sqnr_db=math.pi)
     sizes = [len(manifest.to_bytes()), *(len(data) for data in encoded.payloads.values() if data)]
     return sum(sizes) + frame_bytes(sizes)
 

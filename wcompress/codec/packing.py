@@ -148,15 +148,7 @@ def _encode(
     restored = restore_encoded(checkpoint, encoded)
     figures = compare(checkpoint.tensors, restored)
     return _Encoded(
-        manifest=Manifest(
-            method=encoded.method,
-            source=checkpoint.source,
-            tensors=encoded.entries,
-            padding=encoded.padding,
-            n_latents=encoded.n_latents,
-            sqnr_db=figures.sqnr_db,
-            metadata=dict(checkpoint.metadata),
-        ),
+        manifest=encoded.manifest(checkpoint, figures.sqnr_db),
         payloads=encoded.payloads,
         restored=restored,
         digest=tensors_digest(restored),

@@ -79,15 +79,7 @@ class Restorer:
 
 def restore_encoded(checkpoint: Checkpoint, encoded: Encoded) -> dict[str, torch.Tensor]:
     """What a receiver will see of an encoded model, restored by the receiver's own code from the sections."""
-    manifest = Manifest(
-        method=encoded.method,
-        source=checkpoint.source,
-        tensors=encoded.entries,
-        padding=encoded.padding,
-        n_latents=encoded.n_latents,
-        metadata=dict(checkpoint.metadata),
-    )
-    owners = Restorer(manifest, lambda name: encoded.payloads.get(name, b""), METHOD_VERSIONS[encoded.method]).restore(
-        [entry for entry in encoded.entries if entry.kind != "tie"]
-    )
+    owners = Restorer(
+        encoded.manifest(checkpoint), lambda name: encoded.payloads.get(name, b""), METHOD_VERSIONS[encoded.method]
+    ).restore([entry for entry in encoded.entries if entry.kind != "tie"])
     return {name: owners[checkpoint.ties.get(name, name)] for name in checkpoint.tensors}
