@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 
 from wcompress.codec import context_model
+from wcompress.codec.context_encoder import ContextEncoder, _most_saved
 from wcompress.codec.context_model import N_SETS, ContextModel, ScaleNetwork
 from wcompress.codec.scales import ScaleModel
+from wcompress.codec.solution import EncoderConfig
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy import context
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.entropy.context import N_FEATURES, N_TAPS
 from wcompress.errors import ArchiveError
 from wcompress.quantize.trellis import Trellis, trellis
-from wcompress.vae.prior import PriorDecoder
+from wcompress.vae import prior_training
+from wcompress.vae.prior import N_CLASSES, PriorDecoder
 
 SEQUENCING = Sequencing(((40, 30), (16, 4, 3, 3), (7, 5)), ("rows", "positions", "columns"), 256, 8, 2)
 
@@ -121,3 +125,24 @@ def test_tables_do_not_depend_on_the_math_library() -> None:
     assert context.SQUASH[2047] == 32768
     assert np.all(np.diff(context.STRETCH) >= 0)
     assert np.abs(context.SQUASH[context.STRETCH + 2047] - (16 * np.arange(4096) + 8))[40:-40].max() < 80
+
+
+def test_a_prior_is_trained_only_where_classes_would_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = np.full((64, N_CLASSES), 100.0, np.float32)
+    flat[:, N_CLASSES // 2] = 99.0
+    assert _most_saved(flat, 8) == pytest.approx(0.0, abs=1.0)
+    varied = flat.copy()
+    varied[np.arange(64), np.random.default_rng(0).integers(11, 16, 64)] = 50.0
+    assert 64 * (99 - 50 - 5) < _most_saved(varied, 8) < 64 * (99 - 50)
+
+    def trained(*_args: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(prior_training, "train_prior", trained)
+    rng = np.random.default_rng(0)
+    even = rng.normal(size=2000) * 4
+    config = EncoderConfig(trellis(1), prior_steps=10)
+    for weights, worth in ((even, False), (even * np.repeat(2.0 ** (6 * rng.random(250)), 8), True)):
+        encoder = ContextEncoder(weights, Sequencing(((2000,),), ("rows",), 64, 8, 4), config)
+        with pytest.raises(AssertionError, match="trained") if worth else contextlib.nullcontext():
+            encoder.describe(1.0, np.rint(weights).astype(np.int32))

@@ -27,6 +27,7 @@ Ints = npt.NDArray[np.int32]
 
 _TRAINING_BLOCKS = 512
 _NEUTRAL = N_CLASSES // 2
+_WORTH_TRAINING = 0.01  # of all bits; even where classes save a tenth, what latents take has been more
 
 
 class ContextEncoder:
@@ -123,6 +124,8 @@ class ContextEncoder:
             tried = scale * 2.0 ** ((cls - _NEUTRAL) / 2) + 0.1
             bits = np.where(real, np.log2(tried) + (magnitude + 0.1) / tried / math.log(2), 0.0)
             costs[:, cls] = bits.sum(1)
+        if _most_saved(costs, latent_dim) < _WORTH_TRAINING * self._bits(model, symbols):
+            return None
         base = float(LOWEST_SCALE + _NEUTRAL * UNITS_PER_CLASS)
         surprise = np.log2((magnitude.sum(1) + 0.3) / (scale.sum(1) + 0.3))
         decoder, latents = train_prior(
@@ -210,6 +213,29 @@ class ContextEncoder:
             if self.config.keep_energy:
                 levels = with_energy(levels, moments)
         return Solution(step, model, levels, symbols, ratios)
+
+
+def _most_saved(costs: Singles, latent_dim: int) -> float:
+    """Bits that naming a class for each sub-block, or for as many neighbours as is best, saves over the neutral class.
+
+    Args:
+        costs: bits of each sub-block under each class, `[n_blocks · latent_dim, N_CLASSES]`.
+        latent_dim: of the prior.
+    """
+    saved = 0.0
+    for size in (1, 2, 4, 8, 16):
+        if latent_dim % size:
+            break
+        pooled = costs.reshape(-1, size, N_CLASSES).sum(1, dtype=np.float64)
+        lengths = np.where(np.arange(N_CLASSES) == _NEUTRAL, 1.0, 5.0)
+        chosen = np.zeros(len(pooled), np.int64)
+        for _ in range(4):
+            chosen = (pooled + lengths).argmin(1)
+            counts = np.bincount(chosen, minlength=N_CLASSES) + 0.02
+            lengths = -np.log2(counts / counts.sum())
+        total = float(np.take_along_axis(pooled, chosen[:, None], 1).sum() + lengths[chosen].sum())
+        saved = max(saved, float(pooled[:, _NEUTRAL].sum()) - total)
+    return saved
 
 
 def _nominal(symbols: Ints, which: npt.NDArray[np.uint8], spacing: int) -> Floats:
