@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from wcompress.checkpoint import read_checkpoint
 from wcompress.codec.given import GivenSymbols, archive_bytes, encode_given
 from wcompress.codec.restoring import restore_encoded
 from wcompress.errors import OptionError, TaskError
-from wcompress.refine.distil import default_distance, divergence, relative_error, shift_images
+from wcompress.refine.distil import default_distance, divergence, relative_error
 from wcompress.refine.engine import RefineConfig, Refiner
-from wcompress.refine.inputs import Inputs, blobs, varied
+from wcompress.refine.inputs import Inputs, blobs
 from wcompress.refine.rate import ActivityRates, total_bits
 from wcompress.refine.resume import load_state, save_state
 from wcompress.refine.search import Candidate, Goal, RefineSearch
+from wcompress.refine.variation import deform_images, mix, shift_images, varied
 from wcompress.refine.weights import LatentWeights
+from wcompress.tasks.digits import load_digits_28
 
 
 class Toy:
@@ -122,6 +125,62 @@ def test_images_move_and_nothing_else_does() -> None:
     assert varied(table, generator) is table
 
 
+def test_few_images_are_deformed_each_its_own_way() -> None:
+    images = torch.zeros(40, 3, 24, 20)
+    images[..., 6:18, 8:12] = 1
+    found = varied(images.half(), torch.Generator().manual_seed(0), few=True)
+    assert isinstance(found, Tensor)
+    assert (found.shape, found.dtype) == (images.shape, torch.float16)
+    assert torch.equal(found, deform_images(images.half(), torch.Generator().manual_seed(0)))
+    found = found.float()
+    changed = (found - images).abs().mean((1, 2, 3))
+    assert 0.005 < changed.min() < changed.max() < 0.12  # a little, and every one
+    assert (found[:-1] - found[1:]).abs().mean((1, 2, 3)).min() > 0.005
+    assert (found - found[:, :1]).abs().max() == 0  # channels alike
+    # What is the same all over stays so: the border goes on outside.
+    torch.testing.assert_close(deform_images(images * 0 + 3, torch.Generator().manual_seed(0)), images * 0 + 3)
+
+
+def test_few_numbers_that_are_no_image_are_mixed() -> None:
+    table = torch.randn(20, 5)
+    found = mix(table, torch.Generator().manual_seed(0))
+    assert torch.equal(found, varied(table, torch.Generator().manual_seed(0), few=True))
+    assert torch.equal(found[10:], table[10:])
+    assert (found[:10] != table[:10]).any(1).sum() >= 8
+    assert (found <= table.max(0).values + 1e-6).all()
+    assert (found >= table.min(0).values - 1e-6).all()
+    for kept in (torch.arange(20).view(10, 2), (table, table), {"a": table}, torch.randn(20)):
+        assert varied(kept, torch.Generator(), few=True) is kept
+
+
+def test_varied_inputs_keep_what_few_of_them_do_not_show() -> None:
+    images, labels, _ = load_digits_28()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
+    torch.manual_seed(0)
+    for layer in (network[1], network[3]):
+        layer.reset_parameters()
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images[:1200]), labels[:1200]).backward()
+        optimizer.step()
+
+    class Digits(Toy):
+        def build(self) -> nn.Module:
+            return copy.deepcopy(network)
+
+    checkpoint = read_checkpoint({name: value.clone() for name, value in network.state_dict().items()})
+    distances = []
+    for few in (False, True):
+        inputs = Inputs([images[:100]], batch_size=64, max_shift=0, few=few)
+        subject = Refiner(Digits(), checkpoint, inputs, default_distance, RefineConfig())
+        for number in range(300):
+            subject.step(1.0, 1 - number / 300)
+        with torch.no_grad():
+            distances.append(float(divergence(network(images[1200:]), subject.model(images[1200:]))))
+    assert distances[1] < 0.8 * distances[0]
+
+
 def test_blobs_are_smooth_and_within_bounds() -> None:
     made = blobs((28, 28), 10, torch.Generator().manual_seed(0))
     assert made.shape == (10, 28, 28)
@@ -212,6 +271,17 @@ def test_refining_makes_symbols_fewer_and_keeps_the_function(trained: dict[str, 
     # Twelve of the sixteen inputs say nothing: their columns are the first to go.
     used = np.abs(given.symbols["0.weight"]).sum(0)
     assert used[:4].sum() > 2 * used[4:].sum()
+
+
+def test_a_pull_keeps_weights_near(trained: dict[str, Tensor]) -> None:
+    moved = []
+    for pull in (0.0, 100.0):
+        subject = refiner(trained, pull=pull)
+        original = subject._anchor()
+        for _ in range(60):
+            subject.step(0.3, 1.0, move_steps=False)
+        moved.append(float((subject.weights.latents - original).norm()))
+    assert moved[1] < 0.5 * moved[0]
 
 
 def test_inputs_that_come_again_are_answered_once(trained: dict[str, Tensor]) -> None:

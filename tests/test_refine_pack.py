@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import wcompress
 from tests.test_refine import Toy, trained
@@ -18,6 +19,8 @@ from wcompress.cli import run
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.refine import packing as refine_packing
 from wcompress.refine import search
+from wcompress.refine.engine import Refiner
+from wcompress.refine.inputs import Inputs
 from wcompress.tasks import load_task
 
 __all__ = ["trained"]
@@ -132,6 +135,49 @@ def test_the_distance_of_a_task_is_used(tmp_path: Path, trained: dict[str, Tenso
 
     wcompress.pack(trained, tmp_path / "a.wcz", task=Own(), max_drop=3.0, **FAST)
     assert Own.calls > 100
+
+
+@pytest.mark.parametrize(
+    ("n_enough", "shape", "own", "pulls"),
+    [(700, (16,), False, False), (900, (16,), False, True), (900, (16,), True, False), (900, (16, 16), False, False)],
+)
+def test_few_inputs_are_varied_strongly_and_weights_kept_near(
+    n_enough: int,
+    shape: tuple[int, ...],
+    own: bool,
+    pulls: bool,
+    trained: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+
+    class Seen(Refiner):
+        def __init__(self, task: Any, checkpoint: Any, inputs: Inputs, distance: Any, config: Any, device: str) -> None:
+            told.extend([inputs._few, config.pull > 0])
+            super().__init__(task, checkpoint, inputs, distance, config, device)
+
+    class Shaped(Toy):
+        def build(self) -> nn.Module:
+            return First(*super().build())
+
+        def calibration(self) -> Iterator[Tensor]:
+            for part in super().calibration():
+                yield part if shape == (16,) else part[:, :, None].repeat(1, 1, 16)
+
+    class First(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = super().forward(x if x.ndim == 2 else x[:, :, 0])
+            return found
+
+    task: Any = Shaped()
+    if own:
+        task.augment = lambda batch, _generator: batch
+    monkeypatch.setattr(refine_packing, "Refiner", Seen)
+    monkeypatch.setattr(refine_packing, "_FEW_INPUTS", n_enough)
+    monkeypatch.setattr(refine_packing, "_STEPS", {1: 20})
+    wcompress.pack(trained, tmp_path / "a.wcz", task=task, max_drop=3.0, **FAST)
+    assert told == [n_enough > 800, pulls]
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])

@@ -1,4 +1,4 @@
-"""What a refined model is compared by: distances between outputs, batches to compare on, inputs varied."""
+"""What a refined model is compared by: distances between outputs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,6 @@ def divergence(original: Tensor, restored: Tensor) -> Tensor:
     return functional.kl_div(
         functional.log_softmax(restored.float(), dim=-1), target, log_target=True, reduction="batchmean"
     )
-
-
-def shift_images(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Moves each image `[n, …, height, width]` by whole pixels, `most` at most each way; zeros come in."""
-    n, height, width = images.shape[0], images.shape[-2], images.shape[-1]
-    padded = functional.pad(images, (most, most, most, most))
-    down = torch.randint(0, 2 * most + 1, (n, 1), generator=generator)
-    right = torch.randint(0, 2 * most + 1, (n, 1), generator=generator)
-    rows = (down + torch.arange(height)).to(images.device)
-    columns = (right + torch.arange(width)).to(images.device)
-    flat = padded.reshape(n, -1, height + 2 * most, width + 2 * most)
-    each = torch.arange(n, device=images.device)[:, None, None, None]
-    channel = torch.arange(flat.shape[1], device=images.device)[None, :, None, None]
-    return flat[each, channel, rows[:, None, :, None], columns[:, None, None, :]].reshape(images.shape)
 
 
 def distance_of(task: Any) -> Distance:

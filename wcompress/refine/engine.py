@@ -50,7 +50,8 @@ class RefineConfig:
         keep_weights: as a step moves, its weights stay and their symbols follow; else the symbols stay.
         refresh: training steps between fits of the rate model.
         clip: how long the distance's gradient may be, in its usual length; 0 for however long.
-        pull: how hard latents are drawn back to the original weights, per squared step; 0 with enough data.
+        pull: what half the mean square of the latents' ways from the original weights costs, in steps; 0 with enough
+            data.
         seed: of the order of the inputs.
     """
 

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wcompress.errors import TaskError
-from wcompress.refine.distil import shift_images
+from wcompress.refine.variation import varied
 from wcompress.tasks.protocol import Batch
 
 _HELD_OUT_SHARE, _MAX_HELD_OUT = 10, 1000
 _MAX_INPUT_BYTES = 1 << 31
-_IMAGE_SIDE = 16
 
 
 class Inputs:
@@ -26,6 +25,7 @@ class Inputs:
         batch_size: of the batches to draw, where inputs are all of one shape; others stay as they come.
         augment: changes a batch at random; None for what its shape suggests, see `varied`.
         max_shift: pixels that images are moved by at most, where `augment` is None.
+        few: vary inputs more, where `augment` is None.
         seed: of the order.
 
     Attributes:
@@ -44,6 +44,7 @@ class Inputs:
         batch_size: int,
         augment: Callable[[Batch, torch.Generator], Batch] | None = None,
         max_shift: int = 1,
+        few: bool = False,
         seed: int = 0,
     ) -> None:
         found: list[Batch] = []
@@ -57,7 +58,7 @@ class Inputs:
             raise TaskError("calibration() gave no batches; refining needs inputs, or a task that names an input_shape")
         self.generator = torch.Generator().manual_seed(seed)
         self._augment = augment
-        self._max_shift = max_shift
+        self._max_shift, self._few = max_shift, few
         self._pool = _joined(found)
         self._batch_size = batch_size
         if self._pool is not None:
@@ -95,7 +96,7 @@ class Inputs:
         if self._augment is not None:
             self.drawn = None
             return self._augment(batch, self.generator)
-        changed = varied(batch, self.generator, self._max_shift)
+        changed = varied(batch, self.generator, self._max_shift, few=self._few)
         if changed is not batch:
             self.drawn = None
         return changed
@@ -114,20 +115,6 @@ class Inputs:
         """Goes on where a `state` was taken."""
         self.generator.set_state(state["generator"])
         self._order = state["order"]
-
-
-def varied(batch: Batch, generator: torch.Generator, max_shift: int = 1) -> Batch:
-    """Moves images by a pixel or so; whatever does not look like images stays as it is.
-
-    Images are float tensors `[n, side, side]` or `[n, 1 to 4 channels, height, width]`, 16 or more each way.
-    """
-    if not isinstance(batch, Tensor) or not batch.is_floating_point() or not max_shift:
-        return batch
-    square = batch.ndim == 3 and batch.shape[1] == batch.shape[2]
-    picture = batch.ndim == 4 and batch.shape[1] <= 4
-    if not (square or picture) or min(batch.shape[-2:]) < _IMAGE_SIDE:
-        return batch
-    return shift_images(batch, max_shift, generator)
 
 
 def blobs(shape: Sequence[int], n: int, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,7 @@ from wcompress.refine.engine import RefineConfig, Refiner
 from wcompress.refine.inputs import Inputs, blobs, tensors_of
 from wcompress.refine.resume import load_state, save_state
 from wcompress.refine.search import Candidate, Goal, RefineSearch
+from wcompress.refine.variation import are_images
 from wcompress.tasks import Task
 
 DEFAULT_MAX_DROP = 0.5
@@ -39,7 +40,9 @@ _STEPS = {1: 300, 2: 1000, 3: 3000, 4: 6000, 5: 12000, 6: 24000, 7: 48000, 8: 96
 _BATCH = 128
 _N_BLOBS = 20_000
 _FEW_INPUTS = 10_000
-_PULL = 0.0
+"""Fewer than this are varied strongly."""
+_PULL = 10.0
+"""Where few inputs cannot be deformed as images are; a deformed image says enough, and a pull only costs bits."""
 _PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 1.0, "clip": 2.0}
 """For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode."""
 _MEASURING_EFFORT = 2
@@ -98,15 +101,18 @@ class RefineEncoder:
             batches = list(blobs(shape, _N_BLOBS, generator).split(1000))
         n_inputs = sum(len(tensors_of(batch)[0]) for batch in batches)
         plain_recurrent = any(isinstance(module, nn.RNN) for module in task.build().modules())
+        few = n_inputs < _FEW_INPUTS
+        augment = getattr(task, "augment", None)
         inputs = Inputs(
             batches,
             batch_size=_BATCH,
-            augment=getattr(task, "augment", None),
-            max_shift=0 if plain_recurrent and n_inputs >= _FEW_INPUTS else 1,
+            augment=augment,
+            max_shift=0 if plain_recurrent and not few else 1,
+            few=few,
             seed=options.seed,
         )
-        pull = _PULL if inputs.n_inputs < _FEW_INPUTS else 0.0
-        config = RefineConfig(seed=options.seed, pull=pull)
+        pulls = few and augment is None and not are_images(batches[0])
+        config = RefineConfig(pull=_PULL if pulls else 0.0, seed=options.seed)
         if plain_recurrent:
             config = replace(config, **_PLAIN_RECURRENT)
         refiner = Refiner(task, scored.checkpoint, inputs, distance_of(task), config, device)
