@@ -198,6 +198,11 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         for model in ("mnist-cnn", "mnist-fnn")
         for seed in (0, 1)
     ],
+    "refine_few": [
+        {"model": "mnist-fnn", "seed": seed, "n_calibration": n, "ratio": ratio + seed, "drop": 0.6, "seconds": 9.0}
+        for seed in (0, 2)
+        for n, ratio in ((2000, 90.0), (0, 30.0))
+    ],
     "equal_sqnr": [
         {
             "model": model,
@@ -253,6 +258,8 @@ def test_tables_have_whole_rows(name: str) -> None:
         assert "| 124x | 0.3 |" in text
         assert "1510.00149 | LeNet-300-100 | 40x" in text
         assert "(benchmarks/results/refine.png)" in text
+    if name == "refine_few":
+        assert "| 2,000 | 2 | **91x** (90 – 92) | 60x at ≤ 1 point: met | 0.60 (0.60) | ≤ 9 s | 31x |" in text
     if name == "equal_sqnr":
         assert text.index("| gaussian |") < text.index("| silero |")
         assert "2.00x, exact" in text
