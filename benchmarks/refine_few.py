@@ -109,11 +109,12 @@ def main() -> None:
     parser.set_defaults(only=["mnist-fnn"])
     parser.add_argument("--seeds", type=integers, default=[0, 1, 2], help="of training (default: 0,1,2)")
     parser.add_argument("--n-calibration", type=int, default=2000, help="images without labels (default: %(default)s)")
+    parser.add_argument("--refine", choices=["on", "off"], help="one of the two (default: both)")
     arguments: argparse.Namespace = parser.parse_args()
     for name in arguments.only:
         task = FewInputs(name, mnist(), n_calibration=arguments.n_calibration)
         for seed in arguments.seeds:
-            for refine in ("on", "off"):
+            for refine in [arguments.refine] if arguments.refine else ["on", "off"]:
                 row = measure(task, baseline(arguments.models, name, seed), seed, refine)
                 print(
                     f"{name:10} seed {seed}  refine {refine:3}  {row['n_bytes']:7,} B  {row['ratio']:6.1f}x  drop on"

@@ -154,7 +154,7 @@ def test_few_inputs_are_varied_strongly_and_weights_kept_near(
 
     class Seen(Refiner):
         def __init__(self, task: Any, checkpoint: Any, inputs: Inputs, distance: Any, config: Any, device: str) -> None:
-            told.extend([inputs._few, config.pull > 0])
+            told.extend([inputs._few, config.start_strength < 1, config.pull > 0])
             super().__init__(task, checkpoint, inputs, distance, config, device)
 
     class Shaped(Toy):
@@ -177,7 +177,7 @@ def test_few_inputs_are_varied_strongly_and_weights_kept_near(
     monkeypatch.setattr(refine_packing, "_FEW_INPUTS", n_enough)
     monkeypatch.setattr(refine_packing, "_STEPS", {1: 20})
     wcompress.pack(trained, tmp_path / "a.wcz", task=task, max_drop=3.0, **FAST)
-    assert told == [n_enough > 800, pulls]
+    assert told == [n_enough > 800, n_enough > 800, pulls]
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])

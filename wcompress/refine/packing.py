@@ -43,6 +43,8 @@ _FEW_INPUTS = 10_000
 """Fewer than this are varied strongly."""
 _PULL = 10.0
 """Where few inputs cannot be deformed as images are; a deformed image says enough, and a pull only costs bits."""
+_FEW_STRENGTH = 0.6
+"""λ at first where inputs are few: what goes too early for want of inputs does not come back."""
 _PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 1.0, "clip": 2.0}
 """For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode."""
 _MEASURING_EFFORT = 2
@@ -115,6 +117,8 @@ class RefineEncoder:
         config = RefineConfig(pull=_PULL if pulls else 0.0, seed=options.seed)
         if plain_recurrent:
             config = replace(config, **_PLAIN_RECURRENT)
+        if few:
+            config = replace(config, start_strength=_FEW_STRENGTH)
         refiner = Refiner(task, scored.checkpoint, inputs, distance_of(task), config, device)
         if not refiner.weights.slots:
             raise OptionError("refine: the model has no weights to refine; use --refine off")
