@@ -54,7 +54,7 @@ _MOST_BITS = 6.0
 
 
 def bits_at(index: float) -> float:
-    """Bits a weight of the grid's point; a larger index has fewer, and between whole ones lie those of the finer grid."""
+    """Bits a weight of the point; a larger index has fewer, and between whole ones lie those of the finer grid."""
     return _MOST_BITS - _BITS_APART * index
 
 
