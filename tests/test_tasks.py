@@ -303,7 +303,11 @@ class TestDownload:
         served.clear()
         assert load_mnist().dataset == "mnist"
 
-    @pytest.mark.parametrize("sent", [b"<html>", gzip.compress(b"other"), gzip.compress(bytes(99_999))[:-9]])
+    @pytest.mark.parametrize(
+        "sent",
+        [b"<html>", gzip.compress(b"other"), gzip.compress(bytes(99_999))[:-9]],
+        ids=["a page", "another file", "a part"],
+    )
     def test_tries_the_next_mirror_when_one_sends_something_else(self, served: dict[str, bytes], sent: bytes) -> None:
         served[download.MIRRORS[0] + f"{FILES[0]}.gz"] = sent
         assert load_mnist().dataset == "mnist"
