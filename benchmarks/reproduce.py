@@ -24,11 +24,11 @@ import torch
 from benchmarks.common import RESULTS, write_result
 from wcompress.blocks import from_blocks, to_blocks
 from wcompress.checkpoint import read_checkpoint
-from wcompress.codec.paper import root_mean_square, round_to_dtype
+from wcompress.codec.paper import coarsest_decoder, root_mean_square
+from wcompress.codec.raw import round_to_dtype
 from wcompress.evaluate import score
 from wcompress.report.reproduce import reproduce
 from wcompress.tasks import load_mnist, load_task
-from wcompress.vae.integer import quantise_decoder
 from wcompress.vae.training import TrainingConfig, train_vae
 
 
@@ -38,7 +38,7 @@ def drop_with_one_scale(model: Path, name: str, score_before: float) -> float:
     blocks, layout = to_blocks({key: tensor.double().numpy() for key, tensor in tensors.items()})
     scale = root_mean_square(blocks[blocks != 0])
     trained = train_vae(blocks / scale, TrainingConfig())
-    decoder, latents = quantise_decoder(trained.layers, trained.latents)
+    decoder, latents = coarsest_decoder(trained.layers, trained.latents, blocks / scale)
     arrays = from_blocks(decoder(latents) * scale, layout)
     restored = {key: round_to_dtype(np.asarray(array), torch.float32) for key, array in arrays.items()}
     return score_before - score(load_task(name), restored)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import refine, refine_figure
+from benchmarks import refine, refine_figure, reproduce
 from benchmarks.ablation import bytes_at_equal_sqnr, pack_model
 from benchmarks.common import merged, shown
 from benchmarks.curves import Span, accuracy_means, means, walk
@@ -21,6 +21,8 @@ from benchmarks.peers import interpolate_bytes, least_bytes, qp_of_step, step_si
 from benchmarks.readme_tables import RENDERERS, filled
 from benchmarks.speed import against
 from wcompress.report.peers import read_peers
+from wcompress.tasks import load_task
+from wcompress.vae.training import TrainingConfig
 
 
 def test_interpolation_is_linear_in_the_logarithm() -> None:
@@ -361,3 +363,12 @@ def test_several_drops_are_measured_in_one_go(tmp_path: Path, monkeypatch: pytes
     rows = json.loads((tmp_path / "refine.json").read_text())["rows"]
     assert [(row["seed"], row["max_drop"]) for row in rows] == [(0, 0.5), (0, 1.0), (1, 0.5), (1, 1.0)]
     assert "mnist-fnn,refined,1 allowed,2," in (tmp_path / "refine.csv").read_text()
+
+
+def test_one_scale_for_the_whole_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WCOMPRESS_OFFLINE", "1")
+    monkeypatch.setattr(reproduce, "TrainingConfig", lambda: TrainingConfig(hidden=(16,), latent_dim=8, epochs=3))
+    task = load_task("mnist-rnn")
+    torch.save(task.build().state_dict(), tmp_path / "m.pt")
+    # Three epochs restore next to nothing, so that about nine tenths are wrong.
+    assert 5 < reproduce.drop_with_one_scale(tmp_path / "m.pt", "mnist-rnn", 100.0) <= 100

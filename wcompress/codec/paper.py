@@ -71,7 +71,7 @@ def encode_paper(
     if layout.n_blocks == 0:
         return PaperSections(b"", b"", scale_bytes, 0, 0, None)
     trained = train_vae(blocks, config, progress)
-    decoder, latents = _coarsest(trained.layers, trained.latents, blocks)
+    decoder, latents = coarsest_decoder(trained.layers, trained.latents, blocks)
     return PaperSections(
         decoder.to_bytes(),
         encode_integers(latents),
@@ -82,10 +82,18 @@ def encode_paper(
     )
 
 
-def _coarsest(
+def coarsest_decoder(
     layers: Sequence[tuple[Floats, Floats]], latents: Floats, blocks: Floats
 ) -> tuple[IntegerDecoder, npt.NDArray[np.int32]]:
-    # The coarsest rounding that adds no more than _ADDED_ERROR to the squared error the VAE leaves itself.
+    """The coarsest rounding of a trained decoder that adds little to the squared error the VAE leaves itself.
+
+    Args:
+        layers, latents: as for `quantise_decoder`.
+        blocks: what the VAE was trained on, `[n_blocks, block_size]`.
+
+    Returns:
+        As `quantise_decoder`.
+    """
     finest = quantise_decoder(layers, latents, _RESOLUTIONS[-1])
     least = float(np.square(finest[0](finest[1]) - blocks).sum())
     for resolution in _RESOLUTIONS[:-1]:
