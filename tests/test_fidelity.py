@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+import wcompress
 from wcompress.fidelity import compare, same_bits
 
 
@@ -32,3 +34,10 @@ def test_bits_not_values_decide() -> None:
     assert same_bits(nan[:1], nan[:1].clone())
     assert not same_bits(torch.tensor([1]), torch.tensor([1.0]))
     assert same_bits(torch.empty(0, 3), torch.empty(0, 3))
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no such dtype")
+def test_pairs_of_four_bits_are_compared_as_bits(tmp_path: Path) -> None:
+    tensor = torch.arange(64, dtype=torch.uint8).view(torch.float4_e2m1fn_x2).reshape(8, 8)
+    wcompress.pack({"w": tensor}, tmp_path / "m.wcz")
+    assert compare({"w": tensor}, wcompress.load(tmp_path / "m.wcz")).lossless

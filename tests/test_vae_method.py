@@ -15,6 +15,7 @@ import wcompress
 from wcompress.codec import vae_search
 from wcompress.codec.context_model import check_length
 from wcompress.codec.fine import decode_fine, encode_fine
+from wcompress.codec.levels import Levels
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
@@ -445,3 +446,59 @@ def test_the_lagrangian_follows_the_bits(effort: int, tmp_path: Path, monkeypatc
     found = bits()
     monkeypatch.setattr(EncoderConfig, "multiplier_at", lambda self, _bits: self.multiplier)
     assert found < 0.997 * bits()
+
+
+@pytest.mark.parametrize("effort", [1, 5])
+def test_a_weight_far_out_is_kept(effort: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class tables end at 2047; what lies beyond asks for the context model."""
+    monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
+    w = torch.randn(100, 250, generator=torch.Generator().manual_seed(0))
+    w[3, 7] = 300.0
+    result = wcompress.pack({"w": w}, tmp_path / "m.wcz", SMALL_VAE, effort=effort, sqnr=45)
+    assert result.sqnr_db is not None
+    assert result.sqnr_db >= 45
+    assert float(wcompress.load(tmp_path / "m.wcz")["w"][3, 7]) == pytest.approx(300, abs=0.1)
+
+
+@pytest.mark.parametrize("value", [torch.finfo(torch.float32).min, 1e33, 1.4e-45, 1e-38])
+def test_large_models_of_extreme_weights(value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
+    signs = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).sign()
+    model = {"w": value * signs, "v": value * signs.clamp_min(0)}
+    wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, sqnr=15, effort=1)
+    for name, tensor in wcompress.load(tmp_path / "m.wcz").items():
+        assert torch.isfinite(tensor).all(), name
+        if abs(value) > 1e-40:  # below, float32 has no room for what lies between
+            assert float((tensor.double() - model[name].double()).norm()) < 0.3 * float(model[name].double().norm())
+
+
+def test_more_units_than_bytes_are_refused() -> None:
+    entry = TensorEntry("w", "float64", (1 << 35,), "coded")
+    out = BitWriter()
+    for byte in np.array([1.0], "<f8").tobytes():
+        out.write(byte, 8)
+    out.write(0, 4)
+    out.write_exp_golomb(1 << 20, 8)
+    out.write_exp_golomb(1, 4)
+    out.write(0, 2)
+    out.write(0, 1)
+    Levels().write(out)
+    out.write(0, 1)
+    sections = {"decoder": b"\0" * 9, "latents": b"", "tables": out.to_bytes() + bytes(40), "symbols": bytes(64)}
+    with pytest.raises(ArchiveError, match="more units"):
+        VaeReader([entry], sections, 3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scales_of_rows_follow_the_layout(layout: str) -> None:
+    shapes = ((4, 3, 2, 2), (5, 6), (0, 3), (7, 2))
+    layouts = (layout, "columns", "rows", "rows")
+    sequencing = Sequencing(shapes, layouts, 8, 2)
+    scales = OwnScales(tuple(tuple(range(4 * i, 4 * i + 4 * max(shape[0], 1), 4)) for i, shape in enumerate(shapes)))
+    full = [
+        2.0 ** (i + np.arange(shape[0], dtype=float)).reshape(-1, *[1] * (len(shape) - 1)) * np.ones(shape)
+        for i, shape in enumerate(shapes)
+    ]
+    expected = sequencing.flatten(full)
+    for first, last in ((0, len(expected)), (5, 61), (47, 49), (48, 78)):
+        assert np.array_equal(scales.multipliers(sequencing, first, last), expected[first:last])

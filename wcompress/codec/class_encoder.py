@@ -49,7 +49,7 @@ def base_scales(weights: npt.NDArray[np.floating], step: float, sequencing: Sequ
     """log₂ of each tensor's mean magnitude in steps, in units of 1/8 octave."""
     bases = []
     for start, end in zip(sequencing.starts[:-1], sequencing.starts[1:], strict=True):
-        mean = float(np.abs(weights[start:end]).mean()) / step if end > start else 0.0
+        mean = float(np.abs(weights[start:end]).mean(dtype=np.float64)) / step if end > start else 0.0
         bases.append(max(-64, min(200, round(UNITS_PER_OCTAVE * math.log2(mean + 2.0**-8)))))
     return tuple(bases)
 

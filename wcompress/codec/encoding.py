@@ -132,7 +132,8 @@ def _vae(
 
     def other_bytes(solution: Solution, sqnr_db: float) -> list[int]:
         about = Encoded(entries, {}, padding, solution.model.scales.latents.size)
-        manifest = about.manifest(checkpoint, sqnr_db if math.isfinite(sqnr_db) else None)
+        # What the manifest will record is not known yet; nothing takes more digits.
+        manifest = about.manifest(checkpoint, -100.123 if math.isfinite(sqnr_db) else None)
         return [len(manifest.to_bytes()), n_raw_bytes]
 
     target = Target(sqnr_db=options.sqnr if options.sqnr is not None else DEFAULT_SQNR_DB)

@@ -46,7 +46,7 @@ class Levels:
     ) -> Floats:
         """Reconstruction of symbols, in units of 1/64 step: whole numbers in float64."""
         out = np.empty(len(symbols))
-        _restore(symbols, which, *self._arrays(symbols, machine, ratios), 1.0, np.ones(1), out)
+        _restore(symbols, which, *self._arrays(machine, ratios), 1.0, np.ones(1), out)
         return out
 
     def restored(
@@ -68,7 +68,7 @@ class Levels:
             multipliers: own scales, float64 `[n]`, or `[1]` for one of all.
         """
         out = np.empty(len(symbols))
-        _restore(symbols, which, *self._arrays(symbols, machine, ratios), step / LEVEL_UNITS, multipliers, out)
+        _restore(symbols, which, *self._arrays(machine, ratios), step / LEVEL_UNITS, multipliers, out)
         return out
 
     def squared_error(
@@ -82,7 +82,7 @@ class Levels:
         weights: npt.NDArray[np.floating],
     ) -> float:
         """Σ (weight − restored)² for weights of any float dtype `[n]`; the rest as for `restored`."""
-        arrays = self._arrays(symbols, machine, ratios)
+        arrays = self._arrays(machine, ratios)
 
         def part(first: int) -> float:
             some = slice(first, first + _PART)
@@ -95,16 +95,16 @@ class Levels:
         return math.fsum(in_threads(part, range(0, len(symbols), _PART)))
 
     def _arrays(
-        self, symbols: Ints, machine: Trellis, ratios: Signs | None
+        self, machine: Trellis, ratios: Signs | None
     ) -> tuple[npt.NDArray[np.int64], Signs, npt.NDArray[np.int64]]:
-        # The table, the ratios and the shifts that the compiled functions take.
-        limit = max(int(symbols.max(initial=0)), -int(symbols.min(initial=0)))
+        # Spacing and offsets of both quantisers, ratios and shifts, as the compiled functions take them.
+        offsets = np.array([[machine.spacing, *row] for row in self.offsets], np.int64)
         shifts = np.zeros((N_RATIOS + 1, 2), np.int64)
         if self.shifts and ratios is not None:
             shifts[1:] = self.shifts
         else:
             ratios = np.zeros(0, np.int8)
-        return self._table(machine, limit), ratios, shifts
+        return offsets, ratios, shifts
 
     def _table(self, machine: Trellis, limit: int) -> npt.NDArray[np.int64]:
         # Of both quantisers, from −limit to limit.
@@ -165,11 +165,16 @@ def _unit(
     i: int,
     symbols: Ints,
     which: npt.NDArray[np.uint8],
-    table: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.int64],
     ratios: Signs,
     shifts: npt.NDArray[np.int64],
 ) -> int:
-    unit = int(table[which[i], symbols[i] + table.shape[1] // 2])
+    magnitude = abs(int(symbols[i]))
+    unit = 0
+    if magnitude:
+        nominal = int(offsets[which[i], 0]) * magnitude - which[i]
+        unit = LEVEL_UNITS * nominal - int(offsets[which[i], min(magnitude, 3)])
+        unit = unit if symbols[i] > 0 else -unit
     if len(ratios) and ratios[i] != 0:
         shift = int(shifts[abs(ratios[i]), 0 if symbols[i] == 0 else 1])
         unit += shift if ratios[i] > 0 else -shift
@@ -180,7 +185,7 @@ def _unit(
 def _restore(
     symbols: Ints,
     which: npt.NDArray[np.uint8],
-    table: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.int64],
     ratios: Signs,
     shifts: npt.NDArray[np.int64],
     unit: float,
@@ -189,14 +194,14 @@ def _restore(
 ) -> None:
     for i in range(len(symbols)):
         own = multipliers[i if len(multipliers) > 1 else 0]
-        out[i] = (_unit(i, symbols, which, table, ratios, shifts) * unit) * own
+        out[i] = (_unit(i, symbols, which, offsets, ratios, shifts) * unit) * own
 
 
 @numba.njit(cache=True, nogil=True)
 def _squared_error(
     symbols: Ints,
     which: npt.NDArray[np.uint8],
-    table: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.int64],
     ratios: Signs,
     shifts: npt.NDArray[np.int64],
     unit: float,
@@ -206,6 +211,6 @@ def _squared_error(
     total = 0.0
     for i in range(len(symbols)):
         own = multipliers[i if len(multipliers) > 1 else 0]
-        error = weights[i] - (_unit(i, symbols, which, table, ratios, shifts) * unit) * own
+        error = weights[i] - (_unit(i, symbols, which, offsets, ratios, shifts) * unit) * own
         total += error * error
     return total

@@ -82,19 +82,17 @@ class OwnScales:
         if all(row == (0,) for row in self.exponents):
             return np.ones(1)
         out = np.empty(last - first)
-        for index, row in enumerate(self.exponents):
+        index = max(0, int(np.searchsorted(sequencing.starts, first, side="right")) - 1)
+        while index < len(self.exponents) and sequencing.starts[index] < last:
             start, end = (int(v) for v in sequencing.starts[index : index + 2])
             low, high = max(start, first), min(end, last)
+            row = self.exponents[index]
+            index += 1
             if low >= high:
                 continue
             values = np.array([quarter_octaves(exponent) for exponent in row])
-            if len(row) == 1:
-                out[low - first : high - first] = values[0]
-                continue
-            shape = sequencing.shapes[index]
-            full = np.broadcast_to(values.reshape(-1, *([1] * (len(shape) - 1))), shape)
-            flat = sequencing.flatten_one(index, full)
-            out[low - first : high - first] = flat[low - start : high - start]
+            rows = sequencing.first_index(index - 1, low - start, high - start) if len(row) > 1 else 0
+            out[low - first : high - first] = values[rows]
         return out
 
 

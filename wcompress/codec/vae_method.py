@@ -131,6 +131,8 @@ class VaeReader:
             levels = levels.read_shifts(data)
             model = ContextModel.read(data, decoder, sections["latents"], sequencing)
         else:
+            if len(sequencing.unit_starts) - 1 > len(self._data):
+                raise ArchiveError("symbols: more units than the section can hold; the archive is damaged")
             model = ClassModel.read(data, decoder, sections["latents"], sequencing)
         data.finish()
         decoder.finish()
@@ -149,10 +151,14 @@ class VaeReader:
                 first = int(np.searchsorted(sequencing.unit_starts, start, side="right")) - 1
                 last = int(np.searchsorted(sequencing.unit_starts, end, side="left"))
                 needed |= set(range(first, last))
-        flat = {
-            name: torch.empty(int(end - start), dtype=entry_dtype(self._rows[self._entries[name]]))
-            for name, (start, end) in spans.items()
-        }
+        try:
+            flat = {
+                name: torch.empty(int(end - start), dtype=entry_dtype(self._rows[self._entries[name]]))
+                for name, (start, end) in spans.items()
+            }
+        except (MemoryError, RuntimeError) as error:
+            n_wanted = sum(int(end - start) for start, end in spans.values())
+            raise ArchiveError(f"no memory for {n_wanted} weights; restore fewer tensors at once") from error
         code = self._code
 
         def restored(unit: int, symbols: Ints, ratios: npt.NDArray[np.int8] | None) -> None:

@@ -41,6 +41,7 @@ _FINE_MARGIN_DB = 14.0
 _FINE_RANGE_DB = (24.0, 60.0)
 _STATES = {1: 1, 2: 4, 3: 8, 4: 8, 5: 8, 6: 16, 7: 32, 8: 64, 9: 256}
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
+_FAR_STEPS, _FAR_MEANS = 500.0, 64.0
 _SAMPLE = 1 << 18  # weights on which a large model's step is found
 _SMALL_STATES = {3: 16, 4: 64, 5: 256, 6: 256, 7: 256, 8: 256}
 
@@ -61,6 +62,12 @@ class Target:
 def is_coded(tensor: torch.Tensor) -> bool:
     """Whether a finite float tensor goes under the trellis; all others are kept finely."""
     return tensor.ndim >= 2 and tensor.numel() >= _MIN_CODED
+
+
+def _fits_singles(array: npt.NDArray[np.floating]) -> bool:
+    # Whether float32 has room for it, and for what is made of it.
+    largest = float(max(array.max(initial=0), -array.min(initial=0)))
+    return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
 
 
 class VaeSearch:
@@ -107,7 +114,7 @@ class VaeSearch:
         self.fine = fine
         self._progress = progress
         self._other_bytes = other_bytes
-        wide = n_weights <= _SMALL_MODEL or any(array.dtype == np.float64 for array in arrays)
+        wide = n_weights <= _SMALL_MODEL or not all(_fits_singles(array) for array in arrays)
         self._weights = self.sequencing.flatten(arrays, np.float64 if wide else np.float32)
         self._multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
         self._counted = (self._weights, self._multipliers)
@@ -182,10 +189,23 @@ class VaeSearch:
             assert target.n_bytes is not None
             bits = 8 * target.n_bytes / self.sequencing.n_weights
             guess = scale * 2.0 ** (1.3 - bits)
-        if self.sequencing.n_weights <= _SMALL_MODEL:
+        if isinstance(self._encoder, ClassEncoder) and self._beyond_tables(guess):
+            self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
+            self._encoder = ContextEncoder(self._scaled(), self.sequencing, self._encoder.config)
+        if self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder):
             return _Bisection(self, target, guess).run(self._progress)
         start = self._sampled(target, guess)
         return _Bisection(self, target, start.step, start).run(self._progress)
+
+    def _beyond_tables(self, step: float) -> bool:
+        # Whether a weight lies so far out that class tables, of 2047 magnitudes at most, may not reach it.
+        weights, starts = self._encoder.weights, self.sequencing.starts
+        for start, end in itertools.pairwise(starts):
+            magnitudes = np.abs(weights[start:end])
+            largest = float(magnitudes.max(initial=0))
+            if largest > _FAR_STEPS * step and largest > _FAR_MEANS * float(magnitudes.mean(dtype=np.float64)):
+                return True
+        return False
 
     def _sampled(self, target: Target, guess: float) -> Solution:
         """A solution on a sample of the sub-blocks: the step it needs is the whole model's, but for chance."""
@@ -223,7 +243,7 @@ class VaeSearch:
     def n_bytes(self, solution: Solution) -> int:
         """The archive's bytes; of a large model by the symbols' ideal code length, met within a few bytes a unit."""
         sqnr_db = self.sqnr_db(solution)
-        if self.sequencing.n_weights <= _SMALL_MODEL:
+        if self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder):
             sizes = [len(data) for data in self.sections(solution).values()]
         else:
             n_units = len(self.sequencing.unit_starts) - 1

@@ -111,9 +111,12 @@ class Sequencing:
             out[self.starts[index] : self.starts[index + 1]].reshape(ordered.shape)[...] = ordered
         return out
 
-    def flatten_one(self, index: int, array: Floats) -> Floats:
-        """Tensor `index` → its weights in the order of the sequence."""
-        return array.transpose(permutation(self.layouts[index], array.ndim)).reshape(-1)
+    def first_index(self, index: int, low: int, high: int) -> npt.NDArray[np.int64]:
+        """The index along the first dimension of tensor `index` that its weights from `low` to `high` have."""
+        shape = self.shapes[index]
+        order = permutation(self.layouts[index], len(shape))
+        inner = math.prod(shape[axis] for axis in order[order.index(0) + 1 :])
+        return np.arange(low, high) // inner % shape[0]
 
     def unflatten(self, index: int, weights: torch.Tensor) -> torch.Tensor:
         """The weights of tensor `index`, of any dtype → the tensor, contiguous."""
@@ -138,7 +141,7 @@ def choose_layout(array: npt.NDArray[np.floating], sub_size: int) -> str:
         stride = math.isqrt(size // _LAYOUT_SAMPLE)
         array = array[:: min(stride, max(1, array.shape[0] // 64)), :: min(stride, max(1, array.shape[1] // 64))]
         n_sub = array.size // sub_size
-    floor = 1e-3 * float(np.abs(array).mean()) + 1e-300
+    floor = 1e-3 * float(np.abs(array).mean(dtype=np.float64)) + 1e-300
 
     def score(layout: str) -> float:
         flat = np.abs(array.transpose(permutation(layout, array.ndim)).reshape(-1)[: n_sub * sub_size])

@@ -67,6 +67,7 @@ class FrequencyTable:
 
     def write(self, out: BitWriter) -> None:
         """Magnitude m, then each level by its difference from what the two before it predict."""
+        assert self.limit <= MAX_MAGNITUDE, "a table that no reader takes"
         out.write_exp_golomb(self.limit, 2)
         before, slope = 0, 0
         for magnitude, level in enumerate(self.levels):
