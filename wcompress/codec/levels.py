@@ -26,6 +26,7 @@ N_RATIOS = 7
 
 _MAX_OFFSET = LEVEL_UNITS
 _PART = 1 << 18
+_MAX_TABLE = 4096
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Levels:
     ) -> Floats:
         """Reconstruction of symbols, in units of 1/64 step: whole numbers in float64."""
         out = np.empty(len(symbols))
-        _restore(symbols, which, *self._arrays(machine, ratios), 1.0, np.ones(1), out)
+        _restore(which, *self._arrays(symbols, machine, ratios), 1.0, np.ones(1), out)
         return out
 
     def restored(
@@ -68,7 +69,7 @@ class Levels:
             multipliers: own scales, float64 `[n]`, or `[1]` for one of all.
         """
         out = np.empty(len(symbols))
-        _restore(symbols, which, *self._arrays(machine, ratios), step / LEVEL_UNITS, multipliers, out)
+        _restore(which, *self._arrays(symbols, machine, ratios), step / LEVEL_UNITS, multipliers, out)
         return out
 
     def squared_error(
@@ -82,33 +83,39 @@ class Levels:
         weights: npt.NDArray[np.floating],
     ) -> float:
         """Σ (weight − restored)² for weights of any float dtype `[n]`; the rest as for `restored`."""
-        arrays = self._arrays(machine, ratios)
+        index, offset, zero, table, ratios, shifts = self._arrays(symbols, machine, ratios)
+        unit = step / LEVEL_UNITS
 
         def part(first: int) -> float:
             some = slice(first, first + _PART)
             own = multipliers[some] if len(multipliers) > 1 else multipliers
-            told = arrays[1][some] if len(arrays[1]) else arrays[1]
-            unit = step / LEVEL_UNITS
-            found = _squared_error(symbols[some], which[some], arrays[0], told, arrays[2], unit, own, weights[some])
-            return float(found)
+            told = ratios[some] if len(ratios) else ratios
+            return float(
+                _squared_error(which[some], index[some], offset, zero, table, told, shifts, unit, own, weights[some])
+            )
 
         return math.fsum(in_threads(part, range(0, len(symbols), _PART)))
 
     def _arrays(
-        self, machine: Trellis, ratios: Signs | None
-    ) -> tuple[npt.NDArray[np.int64], Signs, npt.NDArray[np.int64]]:
-        # Spacing and offsets of both quantisers, ratios and shifts, as the compiled functions take them.
-        offsets = np.array([[machine.spacing, *row] for row in self.offsets], np.int64)
+        self, symbols: Ints, machine: Trellis, ratios: Signs | None
+    ) -> tuple[Ints, int, int, npt.NDArray[np.int64], Signs, npt.NDArray[np.int64]]:
+        # What the compiled functions take: table[q, index + offset] is a symbol's level; that of 0 is at `zero`.
+        limit = max(int(symbols.max(initial=0)), -int(symbols.min(initial=0)))
         shifts = np.zeros((N_RATIOS + 1, 2), np.int64)
         if self.shifts and ratios is not None:
             shifts[1:] = self.shifts
         else:
             ratios = np.zeros(0, np.int8)
-        return offsets, ratios, shifts
+        if limit <= _MAX_TABLE:
+            return symbols, limit, limit, self._table(machine, np.arange(-limit, limit + 1)), ratios, shifts
+        # One symbol far out, which any archive may hold, is to cost no large table.
+        used, index = np.unique(symbols, return_inverse=True)
+        zeros = np.flatnonzero(used == 0)
+        zero = int(zeros[0]) if len(zeros) else -1
+        return index.astype(np.int32), 0, zero, self._table(machine, used.astype(np.int64)), ratios, shifts
 
-    def _table(self, machine: Trellis, limit: int) -> npt.NDArray[np.int64]:
-        # Of both quantisers, from −limit to limit.
-        k = np.arange(-limit, limit + 1)
+    def _table(self, machine: Trellis, k: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        # Of both quantisers, the levels of some symbols.
         magnitude = np.abs(k)
         rows = []
         for quantiser in (0, 1):
@@ -119,7 +126,7 @@ class Levels:
 
     def array(self, machine: Trellis, limit: int) -> npt.NDArray[np.float32]:
         """Levels float32 `[2, 2·limit + 1]` in steps, as the search wants them."""
-        return (self._table(machine, limit) / LEVEL_UNITS).astype(np.float32)
+        return (self._table(machine, np.arange(-limit, limit + 1)) / LEVEL_UNITS).astype(np.float32)
 
     def write(self, out: BitWriter) -> None:
         """Six offsets."""
@@ -163,45 +170,47 @@ class Levels:
 @numba.njit(cache=True, nogil=True)
 def _unit(
     i: int,
-    symbols: Ints,
     which: npt.NDArray[np.uint8],
-    offsets: npt.NDArray[np.int64],
+    index: Ints,
+    offset: int,
+    zero: int,
+    table: npt.NDArray[np.int64],
     ratios: Signs,
     shifts: npt.NDArray[np.int64],
 ) -> int:
-    magnitude = abs(int(symbols[i]))
-    unit = 0
-    if magnitude:
-        nominal = int(offsets[which[i], 0]) * magnitude - which[i]
-        unit = LEVEL_UNITS * nominal - int(offsets[which[i], min(magnitude, 3)])
-        unit = unit if symbols[i] > 0 else -unit
+    at = index[i] + offset
+    unit = int(table[which[i], at])
     if len(ratios) and ratios[i] != 0:
-        shift = int(shifts[abs(ratios[i]), 0 if symbols[i] == 0 else 1])
+        shift = int(shifts[abs(ratios[i]), 0 if at == zero else 1])
         unit += shift if ratios[i] > 0 else -shift
     return unit
 
 
 @numba.njit(cache=True, nogil=True)
 def _restore(
-    symbols: Ints,
     which: npt.NDArray[np.uint8],
-    offsets: npt.NDArray[np.int64],
+    index: Ints,
+    offset: int,
+    zero: int,
+    table: npt.NDArray[np.int64],
     ratios: Signs,
     shifts: npt.NDArray[np.int64],
     unit: float,
     multipliers: Floats,
     out: Floats,
 ) -> None:
-    for i in range(len(symbols)):
+    for i in range(len(index)):
         own = multipliers[i if len(multipliers) > 1 else 0]
-        out[i] = (_unit(i, symbols, which, offsets, ratios, shifts) * unit) * own
+        out[i] = (_unit(i, which, index, offset, zero, table, ratios, shifts) * unit) * own
 
 
 @numba.njit(cache=True, nogil=True)
 def _squared_error(
-    symbols: Ints,
     which: npt.NDArray[np.uint8],
-    offsets: npt.NDArray[np.int64],
+    index: Ints,
+    offset: int,
+    zero: int,
+    table: npt.NDArray[np.int64],
     ratios: Signs,
     shifts: npt.NDArray[np.int64],
     unit: float,
@@ -209,8 +218,8 @@ def _squared_error(
     weights: npt.NDArray[np.floating],
 ) -> float:
     total = 0.0
-    for i in range(len(symbols)):
+    for i in range(len(index)):
         own = multipliers[i if len(multipliers) > 1 else 0]
-        error = weights[i] - (_unit(i, symbols, which, offsets, ratios, shifts) * unit) * own
+        error = weights[i] - (_unit(i, which, index, offset, zero, table, ratios, shifts) * unit) * own
         total += error * error
     return total

@@ -231,7 +231,8 @@ def encode_symbols(
                     encoder.add_bits(values - (head << n_low) + (1 << n_low >> 1), n_low)
         return encoder.to_bytes()
 
-    streams = in_threads(encoded, range(len(unit_starts) - 1))
+    # One by one: constriction holds Python's lock, and threads would but wait for each other.
+    streams = map(encoded, range(len(unit_starts) - 1))
     return b"".join(encode_varint(len(data)) + data for data in streams)
 
 
