@@ -212,16 +212,23 @@ def encode_symbols(
         tables: as `fit_tables` gave them for these symbols.
     """
 
-    def encoded(unit: int) -> bytes:
+    pool = np.empty(len(symbols), np.int32)
+
+    def grouped(unit: int) -> tuple[_Slots, npt.NDArray[np.int64]]:
         start, end = int(unit_starts[unit]), int(unit_starts[unit + 1])
         slots = _Slots.of(_of_unit(classes, class_shift, start, end), class_shift, end - start)
-        pool = np.empty(end - start, np.int32)
-        sizes = group(symbols[start:end], slots.each, class_shift, len(slots.used), machine, pool)
+        return slots, group(symbols[start:end], slots.each, class_shift, len(slots.used), machine, pool[start:end])
+
+    units = in_threads(grouped, range(len(unit_starts) - 1))
+    streams: list[bytes] = []
+    # One by one: constriction holds Python's lock, and threads would but wait for each other.
+    for start, (slots, sizes) in zip(unit_starts[:-1], units, strict=True):
         encoder = Encoder()
         if machine.n_states > 1:
             for n_both, n_second in zip(slots.n_both, sizes[1::2], strict=True):
                 encoder.add_uniform(*_split(int(n_second), int(n_both)))
-        parts = np.split(pool, np.cumsum(sizes)[:-1])
+        ends = start + np.cumsum(sizes)
+        parts = [pool[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         for cls, first, second in zip(slots.used, parts[::2], parts[1::2], strict=True):
             n_low = int(LOW_BITS[cls])
             for values, table in zip((first, second), tables.pairs[tables.owner[cls]], strict=True):
@@ -229,10 +236,7 @@ def encode_symbols(
                 encoder.add(head, table)
                 if n_low:
                     encoder.add_bits(values - (head << n_low) + (1 << n_low >> 1), n_low)
-        return encoder.to_bytes()
-
-    # One by one: constriction holds Python's lock, and threads would but wait for each other.
-    streams = map(encoded, range(len(unit_starts) - 1))
+        streams.append(encoder.to_bytes())
     return b"".join(encode_varint(len(data)) + data for data in streams)
 
 

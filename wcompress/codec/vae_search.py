@@ -195,7 +195,12 @@ class VaeSearch:
         if self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder):
             return _Bisection(self, target, guess).run(self._progress)
         start = self._sampled(target, guess)
-        return _Bisection(self, target, start.step, start).run(self._progress)
+        margin = 0.0
+        if target.n_bytes is not None:
+            # What is stored once weighs more in the sample.
+            share = len(start.symbols) / self.sequencing.n_weights
+            margin = 1.0 - self._estimated(start, start.symbol_bits / share, _FINE_RANGE_DB[0]) / target.n_bytes
+        return _Bisection(self, target, start.step, start, margin).run(self._progress)
 
     def _beyond_tables(self, step: float) -> bool:
         # Whether a weight lies so far out that class tables, of 2047 magnitudes at most, may not reach it.
@@ -245,10 +250,14 @@ class VaeSearch:
         sqnr_db = self.sqnr_db(solution)
         if self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder):
             sizes = [len(data) for data in self.sections(solution).values()]
-        else:
-            n_units = len(self.sequencing.unit_starts) - 1
-            coded = (solution.header_bits + int(solution.symbol_bits)) // 8 + 24 * n_units + 40
-            sizes = [coded, len(encode_fine(self.fine, self.fine_sqnr_db(sqnr_db)))]
+            sizes += self._other_bytes(solution, sqnr_db)
+            return sum(sizes) + frame_bytes(sizes)
+        return self._estimated(solution, solution.symbol_bits, sqnr_db)
+
+    def _estimated(self, solution: Solution, symbol_bits: float, sqnr_db: float) -> int:
+        n_units = len(self.sequencing.unit_starts) - 1
+        coded = (solution.header_bits + int(symbol_bits)) // 8 + 24 * n_units + 40
+        sizes = [coded, len(encode_fine(self.fine, self.fine_sqnr_db(sqnr_db)))]
         sizes += self._other_bytes(solution, sqnr_db)
         return sum(sizes) + frame_bytes(sizes)
 
@@ -273,9 +282,11 @@ class _Bisection:
     the last of these, so that the margin depends on the step alone, secants on a logarithmic scale within a bracket.
     """
 
-    def __init__(self, search: VaeSearch, target: Target, guess: float, sampled: Solution | None = None) -> None:
+    def __init__(
+        self, search: VaeSearch, target: Target, guess: float, sampled: Solution | None = None, margin: float = 0.0
+    ) -> None:
         self.search = search
-        self.sampled = sampled
+        self.sampled, self.margin = sampled, margin  # a sample's solution, and what it comes to for the whole
         self.target = target
         self.guess = math.log2(guess)
         self.n_rounds = _SMALL_MODEL_ROUNDS if search.sequencing.n_weights <= _SMALL_MODEL else _ROUNDS
@@ -291,7 +302,7 @@ class _Bisection:
         # What a sample has settled needs no settling; only a prior is still to be trained.
         anchor = None if self.sampled is not None and self.search.trains_prior else self.sampled
         n_settling = _SETTLING_ROUNDS if self.sampled is None else int(self.search.trains_prior)
-        at = self.guess + (0.4 * self.slack / self.slope if self.sampled is not None else 0.0)
+        at = self.guess + ((0.4 * self.slack - self.margin) / self.slope if self.sampled is not None else 0.0)
         points: list[tuple[float, float]] = []
         for number in range(self.n_rounds):
             settling = number < n_settling
