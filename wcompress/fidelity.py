@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,11 @@ def energy(array: npt.NDArray[np.floating]) -> float:
             part = array[first : first + _ENERGY_PART].astype(np.float64, copy=False)
             total += float(part @ part)
     return total
+
+
+def farthest(array: npt.NDArray[Any]) -> float:
+    """The largest |w| of a numpy array of numbers, 0 where it is empty; makes no copy."""
+    return max(float(array.max(initial=0)), -float(array.min(initial=0)))
 
 
 def compare(original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.Tensor]) -> ErrorFigures:

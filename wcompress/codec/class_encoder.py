@@ -108,18 +108,13 @@ class ClassEncoder:
         static = ScaleModel(bases, None, np.zeros((0, self.sequencing.latent_dim), np.int64))
         scales = static
         levels = Levels()
-        fallback = None
-        rates = None
+        fallback = rates = parametric_rates(config.machine, symbol_limit(x, config.machine))
         if start is not None:
             assert isinstance(start.model, ClassModel)
             scales, levels = start.model.scales, start.levels
             # Within a class's width the classes stay, and tables follow: the size then has no jumps in the step.
             moved = UNITS_PER_CLASS * round(UNITS_PER_OCTAVE / UNITS_PER_CLASS * math.log2(start.step / step))
             scales = replace(scales, bases=tuple(base + moved for base in scales.bases))
-        limit = symbol_limit(x, config.machine)
-        fallback = parametric_rates(config.machine, limit)
-        rates = fallback
-        if start is not None and isinstance(start.model, ClassModel):
             rates = table_rates(start.model.tables, fallback)
         solution = None
         n_passes = config.passes + (start is None)

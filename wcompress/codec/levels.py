@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.errors import ArchiveError
+from wcompress.fidelity import farthest
 from wcompress.quantize.trellis import Trellis
-from wcompress.threads import in_threads
+from wcompress.threads import in_parts
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
@@ -25,7 +26,6 @@ N_RATIOS = 7
 """How strongly a sign is expected, from 1 to 7; see `wcompress.codec.context_model.Description`."""
 
 _MAX_OFFSET = LEVEL_UNITS
-_PART = 1 << 18
 _MAX_TABLE = 4096
 
 
@@ -86,21 +86,20 @@ class Levels:
         index, offset, zero, table, ratios, shifts = self._arrays(symbols, machine, ratios)
         unit = step / LEVEL_UNITS
 
-        def part(first: int) -> float:
-            some = slice(first, first + _PART)
+        def part(some: slice) -> float:
             own = multipliers[some] if len(multipliers) > 1 else multipliers
             told = ratios[some] if len(ratios) else ratios
             return float(
                 _squared_error(which[some], index[some], offset, zero, table, told, shifts, unit, own, weights[some])
             )
 
-        return math.fsum(in_threads(part, range(0, len(symbols), _PART)))
+        return math.fsum(in_parts(part, len(symbols)))
 
     def _arrays(
         self, symbols: Ints, machine: Trellis, ratios: Signs | None
     ) -> tuple[Ints, int, int, npt.NDArray[np.int64], Signs, npt.NDArray[np.int64]]:
         # What the compiled functions take: table[q, index + offset] is a symbol's level; that of 0 is at `zero`.
-        limit = max(int(symbols.max(initial=0)), -int(symbols.min(initial=0)))
+        limit = int(farthest(symbols))
         shifts = np.zeros((N_RATIOS + 1, 2), np.int64)
         if self.shifts and ratios is not None:
             shifts[1:] = self.shifts

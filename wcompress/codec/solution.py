@@ -12,8 +12,9 @@ from wcompress.codec.class_model import ClassModel
 from wcompress.codec.context_model import ContextModel
 from wcompress.codec.levels import LEVEL_UNITS, N_RATIOS, Levels
 from wcompress.entropy.bits import BitWriter
+from wcompress.fidelity import farthest
 from wcompress.quantize.trellis import Trellis
-from wcompress.threads import in_threads
+from wcompress.threads import in_parts
 
 Ints = npt.NDArray[np.int32]
 Singles = npt.NDArray[np.float32]
@@ -23,7 +24,6 @@ Signs = npt.NDArray[np.int8]
 _MAX_SYMBOL = 1 << 14
 _LEAST_FOR_A_SHIFT = 64
 _LEAST_MULTIPLIER = 0.15
-_MOMENTS_PART = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def in_steps(weights: npt.NDArray[np.floating], step: float, out: Singles | None
 
 def symbol_limit(x: Singles, machine: Trellis) -> int:
     """The largest magnitude a search needs to try on weights in steps."""
-    largest = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
-    return int(min(largest / machine.spacing + 2, _MAX_SYMBOL))
+    return int(min(farthest(x) / machine.spacing + 2, _MAX_SYMBOL))
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,12 @@ class Moments:
     def of(cls, x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis) -> Moments:
         """Of weights in steps, float32 `[n]`, and of what they became, under which quantiser."""
 
-        def part(first: int) -> Doubles:
-            some = slice(first, first + _MOMENTS_PART)
+        def part(some: slice) -> Doubles:
             sums = np.zeros((5, 8))
             _sum_moments(x[some], symbols[some], which[some], machine.spacing, sums)
             return sums
 
-        # Parts of a fixed size, so that sums do not differ by the number of threads.
-        sums = sum(in_threads(part, range(0, len(x), _MOMENTS_PART)), np.zeros((5, 8)))
+        sums = sum(in_parts(part, len(x)), np.zeros((5, 8)))
         return cls(sums[0], sums[1], sums[2], sums[3], float(sums[4].sum()))
 
     def centroids(self) -> Levels:

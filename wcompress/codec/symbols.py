@@ -20,13 +20,12 @@ from wcompress.entropy.coder import Decoder, Encoder
 from wcompress.entropy.tables import FrequencyTable, fit_table
 from wcompress.errors import ArchiveError
 from wcompress.quantize.trellis import Trellis, group, interleave
-from wcompress.threads import in_threads
+from wcompress.threads import in_parts, in_threads
 from wcompress.vae.prior import LOWEST_SCALE, N_CLASSES, UNITS_PER_CLASS, UNITS_PER_OCTAVE
 from wcompress.wire import ByteCursor, encode_varint
 
 Ints = npt.NDArray[np.int32]
 _LOW_BITS_FROM_OCTAVE = 3
-_PART = 1 << 18
 
 
 def low_bits(cls: int) -> int:
@@ -96,17 +95,20 @@ def count_symbols(
         classes: int32, the class of the symbols `[c << class_shift : (c + 1) << class_shift]`.
         class_shift: log₂ of the symbols that share a class.
     """
-    spans = [(first, min(first + _PART, len(symbols))) for first in range(0, len(symbols), _PART)]
-    largest = np.zeros((len(spans), N_CLASSES), np.int32)
-    in_threads(lambda i: _largest(symbols, *spans[i], classes, class_shift, largest[i]), range(len(spans)))
-    limit = int(upper(largest, LOW_BITS).max(initial=0))
 
-    def counted(span: tuple[int, int]) -> npt.NDArray[np.float64]:
+    def largest(some: slice) -> int:
+        magnitudes = np.zeros(N_CLASSES, np.int32)
+        _largest(symbols, some.start, some.stop, classes, class_shift, magnitudes)
+        return int(upper(magnitudes, LOW_BITS).max())
+
+    limit = max(in_parts(largest, len(symbols)), default=0)
+
+    def counted(some: slice) -> npt.NDArray[np.float64]:
         counts = np.zeros((N_CLASSES, 2, 2 * limit + 1))
-        _count(symbols, which, *span, classes, class_shift, LOW_BITS, counts)
+        _count(symbols, which, some.start, some.stop, classes, class_shift, LOW_BITS, counts)
         return counts
 
-    return sum(in_threads(counted, spans), np.zeros((N_CLASSES, 2, 2 * limit + 1)))
+    return sum(in_parts(counted, len(symbols)), np.zeros((N_CLASSES, 2, 2 * limit + 1)))
 
 
 def fit_tables(counts: npt.NDArray[np.float64], *, merge: bool = True) -> ClassTables:
@@ -216,7 +218,7 @@ def encode_symbols(
 
     def grouped(unit: int) -> tuple[_Slots, npt.NDArray[np.int64]]:
         start, end = int(unit_starts[unit]), int(unit_starts[unit + 1])
-        slots = _Slots.of(_of_unit(classes, class_shift, start, end), class_shift, end - start)
+        slots = _Slots.of(classes, class_shift, start, end)
         return slots, group(symbols[start:end], slots.each, class_shift, len(slots.used), machine, pool[start:end])
 
     units = in_threads(grouped, range(len(unit_starts) - 1))
@@ -248,16 +250,13 @@ class _Slots:
     n_both: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, classes: Ints, class_shift: int, n_symbols: int) -> _Slots:
+    def of(cls, of_all: Ints, class_shift: int, start: int, end: int) -> _Slots:
+        classes = of_all[start >> class_shift : -(-end >> class_shift)]
         used = np.flatnonzero(np.bincount(classes, minlength=N_CLASSES))
         each = np.searchsorted(used, classes).astype(np.int32)
         n_both = np.bincount(each, minlength=len(used)) << class_shift
-        n_both[each[-1]] -= (len(each) << class_shift) - n_symbols
+        n_both[each[-1]] -= (len(each) << class_shift) - (end - start)
         return cls(used.astype(np.int32), each, n_both)
-
-
-def _of_unit(classes: Ints, class_shift: int, start: int, end: int) -> Ints:
-    return classes[start >> class_shift : -(-end >> class_shift)]
 
 
 def _about_half(n_both: int) -> tuple[int, int]:
@@ -306,7 +305,7 @@ def decode_symbols(
 
     def decoded(unit: int) -> None:
         start, end = int(unit_starts[unit]), int(unit_starts[unit + 1])
-        slots = _Slots.of(_of_unit(classes, class_shift, start, end), class_shift, end - start)
+        slots = _Slots.of(classes, class_shift, start, end)
         use(unit, _decode_unit(streams[unit], slots, class_shift, machine, tables))
 
     in_threads(decoded, units)

@@ -21,7 +21,7 @@ from wcompress.codec.solution import EncoderConfig, Solution
 from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
-from wcompress.fidelity import computable, energy
+from wcompress.fidelity import computable, energy, farthest
 from wcompress.quantize.trellis import trellis
 
 Weights = npt.NDArray[np.floating]
@@ -66,7 +66,7 @@ def is_coded(tensor: torch.Tensor) -> bool:
 
 def _fits_singles(array: npt.NDArray[np.floating]) -> bool:
     # Whether float32 has room for it, and for what is made of it.
-    largest = float(max(array.max(initial=0), -array.min(initial=0)))
+    largest = farthest(array)
     return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
 
 
@@ -206,9 +206,9 @@ class VaeSearch:
         # Whether a weight lies so far out that class tables, of 2047 magnitudes at most, may not reach it.
         weights, starts = self._encoder.weights, self.sequencing.starts
         for start, end in itertools.pairwise(starts):
-            magnitudes = np.abs(weights[start:end])
-            largest = float(magnitudes.max(initial=0))
-            if largest > _FAR_STEPS * step and largest > _FAR_MEANS * float(magnitudes.mean(dtype=np.float64)):
+            some = weights[start:end]
+            largest = farthest(some)
+            if largest > _FAR_STEPS * step and largest > _FAR_MEANS * float(np.abs(some).mean(dtype=np.float64)):
                 return True
         return False
 
