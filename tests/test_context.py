@@ -18,7 +18,8 @@ from wcompress.codec.solution import EncoderConfig
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy import context
 from wcompress.entropy.bits import BitReader, BitWriter
-from wcompress.entropy.context import N_FEATURES, N_TAPS
+from wcompress.entropy.context import N_TAPS
+from wcompress.entropy.workspace import N_FEATURES
 from wcompress.errors import ArchiveError
 from wcompress.quantize.trellis import Trellis, trellis
 from wcompress.vae import prior_training

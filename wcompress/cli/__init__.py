@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -28,6 +29,7 @@ _COMMANDS = {
     "demo": "Run the main job on embedded data, in a minute or two.",
 }
 
+_ALLOCATIONS_BEFORE_GARBAGE = 500_000
 _INTERRUPTED = 130
 _OUT_OF_MEMORY = "out of memory; close other programs or use a machine with more"
 _INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -65,6 +67,8 @@ def main() -> None:
     # GNU OpenMP's idle threads spin for long by default, which makes training many times slower wherever anything else
     # runs on the same cores; not at all would make it slower on idle ones. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # What is imported stays, and there is much of it: to look through it for garbage took a tenth of a short command.
+    gc.set_threshold(_ALLOCATIONS_BEFORE_GARBAGE)
     signal.signal(signal.SIGTERM, _terminate)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # its descriptor is closed

@@ -18,7 +18,8 @@ from wcompress.codec.scales import ScaleModel
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy import context
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
-from wcompress.entropy.context import N_FEATURES, N_TAPS
+from wcompress.entropy.context import N_TAPS
+from wcompress.entropy.workspace import N_FEATURES, workspace
 from wcompress.errors import ArchiveError
 from wcompress.quantize.trellis import Trellis
 from wcompress.threads import in_threads
@@ -91,7 +92,7 @@ class Description:
 
     Attributes:
         features: int16 `[n, N_FEATURES]`, in 1/16 octave.
-        scales: int16 `[n]`, 0 to `context.N_SCALES` − 1, in 1/8 octave.
+        scales: int16 `[n]`, 0 to `N_SCALES` − 1, in 1/8 octave.
         ratios: int8 `[n]`, −7 to 7: how strongly a sign is expected, and which.
     """
 
@@ -232,6 +233,7 @@ class ContextModel:
         first, last = (int(v) for v in stream_starts(sequencing)[stream : stream + 2])
         empty = Description(np.zeros((0, N_FEATURES), np.int16), np.zeros(0, np.int16), np.zeros(0, np.int8))
         out = describe or empty
+        n_sets = self.n_sets if describe is None or decode else 0
         return int(
             context.run_unit(
                 first,
@@ -252,13 +254,14 @@ class ContextModel:
                 self.network.weights_in,
                 self.network.weights_out,
                 self.taps,
-                self.n_sets if describe is None or decode else 0,
+                n_sets,
                 context.SQUASH,
                 context.STRETCH,
                 context.LOG,
                 context.RATES,
                 buffer,
                 len(buffer),
+                workspace(last - first, int(sequencing.columns.max()), n_sets),
                 out.features,
                 out.scales,
                 out.ratios,

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 
 from wcompress.codec.context_model import Description
-from wcompress.entropy.context import LOWEST, UNITS_PER_OCTAVE
+from wcompress.entropy.context import LOWEST
+from wcompress.entropy.workspace import UNITS_PER_OCTAVE
 from wcompress.quantize.trellis import Trellis
 
 Floats = npt.NDArray[np.float64]

@@ -19,7 +19,7 @@ LOW, HIGH, CODE, POSITION, SIZE, FULL = range(6)
 
 
 @numba.njit(cache=True)
-def code_bit(coder: Ints, decode: bool, bit: bool, probability: int, buffer: npt.NDArray[np.uint8]) -> bool:
+def code_bit(coder: Ints, decode: bool, bit: bool, probability: int | np.int64, buffer: npt.NDArray[np.uint8]) -> bool:
     # `probability` of a set bit in 1/65536, 1 to 65535.
     low, high = coder[LOW], coder[HIGH]
     width = high - low
@@ -51,7 +51,7 @@ def code_bits(coder: Ints, decode: bool, value: int, n_bits: int, buffer: npt.ND
     # Bits as they are, the highest first.
     result = 0
     for shift in range(n_bits - 1, -1, -1):
-        bit = code_bit(coder, decode, (value >> shift) & 1 == 1, 32768, buffer)
+        bit = code_bit(coder, decode, (value >> shift) & 1 == 1, np.int64(32768), buffer)
         result = 2 * result + (1 if bit else 0)
     return result
 
@@ -60,7 +60,7 @@ def code_bits(coder: Ints, decode: bool, value: int, n_bits: int, buffer: npt.ND
 def code_exp_golomb(coder: Ints, decode: bool, value: int, buffer: npt.NDArray[np.uint8]) -> int:
     # value ≥ 1
     length = 0
-    while length < 24 and code_bit(coder, decode, (value >> length) > 1, 32768, buffer):
+    while length < 24 and code_bit(coder, decode, (value >> length) > 1, np.int64(32768), buffer):
         length += 1
     return (1 << length) | code_bits(coder, decode, value & ((1 << length) - 1), length, buffer)
 

@@ -17,28 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.entropy.binary import POSITION, code_bit, code_bits, code_exp_golomb, finish, start
+from wcompress.entropy.workspace import (
+    N_BINS,
+    N_FEATURES,
+    N_SCALES,
+    PROBABILITY_BITS,
+    UNITS_PER_OCTAVE,
+    Counts,
+    Workspace,
+)
 
 Ints = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]
 
-N_FEATURES = 10
-"""Features of a weight; the last is what the VAE prior says."""
-
 N_TAPS = 8
 """Neighbours that predict a sign: two before, two above, above before and after, two a lag away."""
 
-UNITS_PER_OCTAVE = 16
-"""Of features and scales here."""
-
 LOWEST = -6 * UNITS_PER_OCTAVE
-N_SCALES = 216  # 1/8 octaves from LOWEST on
 MAX_SYMBOL = 1 << 18
-_N_BINS = 18
-_N_RATIOS = 16
 _MAX_TENSORS = 32
-_SET_SIZE = 32 * 128
 _LIMITS = (255, 1023)
-_PROBABILITY_BITS = 22
 _FRACTION = 12  # bits after the point of running means
 
 
@@ -102,16 +100,16 @@ def _sign(x: int) -> int:
 
 
 @numba.njit(cache=True)
-def _learn(p: Ints, counts: npt.NDArray[np.int16], index: int, bit: bool, rates: Ints, limit: int) -> None:
+def _learn(p: Ints, counts: Counts, index: int, bit: bool, rates: Ints, limit: int | np.int64) -> None:
     count = counts[index]
-    target = (1 << _PROBABILITY_BITS) - 1 if bit else 0
+    target = (1 << PROBABILITY_BITS) - 1 if bit else 0
     p[index] += ((target - p[index]) * rates[count]) >> 16
     if count < limit:
         counts[index] = count + 1
 
 
 @numba.njit(cache=True)
-def _first_guess(p: Ints, counts: npt.NDArray[np.int16], ratio: int, at: int, shape: int, squash: Ints) -> int:
+def _first_guess(p: Ints, counts: Counts, ratio: int, at: int, shape: int, squash: Ints) -> int:
     # Of a probability never used: what a scale nearby has learnt, or the same scale unexpected, or a logistic function.
     row = ratio * N_SCALES
     for distance in range(1, 9):
@@ -151,6 +149,7 @@ def run_unit(
     rates: Ints,
     buffer: npt.NDArray[np.uint8],
     n_bytes: int,
+    work: Workspace,
     features_out: npt.NDArray[np.int16],
     scales_out: npt.NDArray[np.int16],
     ratios_out: npt.NDArray[np.int8],
@@ -176,6 +175,7 @@ def run_unit(
         squash, stretch, log, rates: this module's tables.
         buffer: bytes written, or read.
         n_bytes: how many of them there are.
+        work: of this unit, fresh.
         features_out: int16 `[n, N_FEATURES]`, or empty.
         scales_out: int16 `[n]`, the scale's index, or empty.
         ratios_out: int8 `[n]`, signed class of what the symbol is expected to be, or empty.
@@ -186,28 +186,12 @@ def run_unit(
     n_hidden = len(weights_out)
     spacing = 2 if len(next_state) > 1 else 1
     one = 1 << _FRACTION
-    n_slots = 2 * _N_BINS
-    half = 1 << (_PROBABILITY_BITS - 1)
-    values = np.zeros(last - first, np.int32)
-    x = np.zeros(N_FEATURES + 1, np.int64)
-    x[N_FEATURES] = UNITS_PER_OCTAVE
-    # Probabilities that a magnitude is larger still, and what they rest on: by scale and expectation; by four contexts.
-    p_scale = np.zeros((n_slots, _N_RATIOS * N_SCALES), np.int64)
-    c_scale = np.zeros((n_slots, _N_RATIOS * N_SCALES), np.int16)
-    n_more = max(n_sets - 1, 0)
-    limit = _LIMITS[0] if n_sets > 1 else _LIMITS[1]  # alone it has to be accurate, mixed it has to follow
-    p_more = np.zeros((n_more, n_slots, _SET_SIZE), np.int64)
-    c_more = np.zeros((n_more, n_slots, _SET_SIZE), np.int16)
-    p_sign = np.full((4, 256), half, np.int64)
-    c_sign = np.zeros((4, 256), np.int16)
-    mix = np.full((n_slots, 5), 8000, np.int64)
-    mix[:, 0] = 36000
-    mix_sign = np.full(4, 20000, np.int64)
-    logit = np.zeros(5, np.int64)
-    at = np.zeros(5, np.int64)
-    sign_at = np.zeros(4, np.int64)
-    flip = np.zeros(4, np.bool_)
-    coder = np.zeros(6, np.int64)
+    # Alone a probability has to be accurate, mixed it has to follow. No literals, of which each would compile anew.
+    quick = np.int64(_LIMITS[0])
+    limit = quick if n_sets > 1 else np.int64(_LIMITS[1])
+    p_scale, c_scale, p_more, c_more, p_sign, c_sign = work[:6]
+    mix, mix_sign, slow, n_slow, fast, n_fast, by_lag, n_by_lag = work[6:14]
+    values, x, logit, at, sign_at, flip, coder = work[14:]
     start(coder, decode, n_bytes, buffer)
 
     state = 0
@@ -219,9 +203,8 @@ def run_unit(
         base = bases[tensor]
         base_log = _mean_log(base, one, log)
         n_lag = lag if 0 < lag < n_columns else 1
-        slow, n_slow = np.zeros(n_columns, np.int64), np.zeros(n_columns, np.int64)
-        fast, n_fast = np.zeros(n_columns, np.int64), np.zeros(n_columns, np.int64)
-        by_lag, n_by_lag = np.zeros(n_lag, np.int64), np.zeros(n_lag, np.int64)
+        for c in range(n_columns):
+            slow[c], n_slow[c], fast[c], n_fast[c], by_lag[c], n_by_lag[c] = 0, 0, 0, 0, 0, 0
         row, n_row, row_before = 0, 0, base
         column = (i - begin) % n_columns
         tensor_at = min(tensor, _MAX_TENSORS - 1)
@@ -330,8 +313,9 @@ def run_unit(
                 at[4] = min(max((x[0] >> 3) + 12, 0), 31) * 32 + min(max((x[2] >> 3) + 12, 0), 31)
                 negative = False
                 b = 0
-                while b < _N_BINS - 1:
+                while b < N_BINS - 1:
                     slot_at = 2 * b + quantiser
+                    slot_more = slot_at * (n_sets - 1) - 1
                     ratio_at = ratio
                     if b > 0 and ratio > 0 and (side > 0) == negative:
                         ratio_at = 8 + ratio
@@ -340,15 +324,15 @@ def run_unit(
                         guess = _first_guess(p_scale[slot_at], c_scale[slot_at], ratio_at, scale_at, shape, squash)
                         p_scale[slot_at, at[0]] = guess
                         c_scale[slot_at, at[0]] = 1
-                    probability = p_scale[slot_at, at[0]] >> (_PROBABILITY_BITS - 16)
+                    probability = p_scale[slot_at, at[0]] >> (PROBABILITY_BITS - 16)
                     if n_sets > 1:
-                        logit[0] = stretch[p_scale[slot_at, at[0]] >> (_PROBABILITY_BITS - 12)]
+                        logit[0] = stretch[p_scale[slot_at, at[0]] >> (PROBABILITY_BITS - 12)]
                         dot = mix[slot_at, 0] * logit[0]
                         for s in range(1, n_sets):
-                            if c_more[s - 1, slot_at, at[s]] == 0:
-                                c_more[s - 1, slot_at, at[s]] = 1
-                                p_more[s - 1, slot_at, at[s]] = p_scale[slot_at, at[0]]
-                            logit[s] = stretch[p_more[s - 1, slot_at, at[s]] >> (_PROBABILITY_BITS - 12)]
+                            if c_more[slot_more + s, at[s]] == 0:
+                                c_more[slot_more + s, at[s]] = 1
+                                p_more[slot_more + s, at[s]] = p_scale[slot_at, at[0]]
+                            logit[s] = stretch[p_more[slot_more + s, at[s]] >> (PROBABILITY_BITS - 12)]
                             dot += mix[slot_at, s] * logit[s]
                         probability = squash[min(max(2047 + (dot >> 16), 0), 4094)]
                     probability = min(max(probability, 24), 65536 - 24)
@@ -358,7 +342,7 @@ def run_unit(
                         for s in range(n_sets):
                             mix[slot_at, s] += (logit[s] * error + 8192) >> 14
                         for s in range(1, n_sets):
-                            _learn(p_more[s - 1, slot_at], c_more[s - 1, slot_at], at[s], bit, rates, _LIMITS[0])
+                            _learn(p_more[slot_more + s], c_more[slot_more + s], at[s], bit, rates, quick)
                     _learn(p_scale[slot_at], c_scale[slot_at], at[0], bit, rates, limit)
                     if not bit:
                         break
@@ -377,7 +361,7 @@ def run_unit(
                         sign_at[3], flip[3] = tensor_at * 8 + abs(lag_pair), lag_pair < 0
                         dot = 0
                         for s in range(4):
-                            logit[s] = stretch[p_sign[s, sign_at[s]] >> (_PROBABILITY_BITS - 12)]
+                            logit[s] = stretch[p_sign[s, sign_at[s]] >> (PROBABILITY_BITS - 12)]
                             if flip[s]:
                                 logit[s] = -logit[s]
                             dot += mix_sign[s] * logit[s]
@@ -389,8 +373,8 @@ def run_unit(
                         error = (65536 if positive else 0) - probability
                         for s in range(4):
                             mix_sign[s] += (logit[s] * error + 8192) >> 14
-                            _learn(p_sign[s], c_sign[s], sign_at[s], positive != flip[s], rates, _LIMITS[0])
-                if b == _N_BINS - 1:
+                            _learn(p_sign[s], c_sign[s], sign_at[s], positive != flip[s], rates, quick)
+                if b == N_BINS - 1:
                     b += code_exp_golomb(coder, decode, magnitude - b + 1, buffer) - 1
                 rest = code_bits(coder, decode, k - (head << n_low) + rounding, n_low, buffer)
                 if decode:
