@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 _ENERGY_PART = 1 << 13
+_PART = 1 << 16
 _NOT_COMPUTABLE = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}
 
 
@@ -90,13 +91,15 @@ def compare(original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.T
         lossless = lossless and same_bits(tensor, other)
         if not tensor.is_floating_point() or tensor.dtype in _NOT_COMPUTABLE or not is_finite(tensor):
             continue
-        w = computable(tensor)
-        error = w - computable(other)
-        if tensor.numel():
-            max_abs_error = max(max_abs_error or 0.0, largest_magnitude(error))
-        if tensor.ndim >= 2:
-            signal += energy(w.reshape(-1).numpy())
-            noise += energy(error.reshape(-1).numpy())
+        w, restored_w = (computable(some).reshape(-1).numpy() for some in (tensor, other))
+        for first in range(0, len(w), _PART):
+            part = slice(first, first + _PART)
+            with np.errstate(over="ignore", invalid="ignore"):
+                error = w[part] - restored_w[part]
+            max_abs_error = max(max_abs_error or 0.0, farthest(error))
+            if tensor.ndim >= 2:
+                signal += energy(w[part])
+                noise += energy(error)
     measurable = math.isfinite(signal) and math.isfinite(noise) and signal > 0 and noise > 0
     if max_abs_error is not None and not math.isfinite(max_abs_error):
         max_abs_error = None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import numba
 
@@ -15,13 +18,65 @@ Result = TypeVar("Result")
 _PART = 1 << 18
 
 
+class _Pool:
+    """Threads that stay, since starting them anew costs as much as a short piece of work."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """A process that was forked has none of the threads."""
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self.inside = threading.local()
+
+    def executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(numba.get_num_threads(), "wcompress")
+            return self._executor
+
+
+_pool = _Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.forget)
+
+
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Results for all items, in their order; as many threads at once as numba may use."""
+    """Results for all items, in their order; as many threads at once as numba may use, this one among them.
+
+    Work that itself asks for threads does without. What one item raises is raised here, the others unfinished.
+    """
     n_threads = min(len(items), numba.get_num_threads())
-    if n_threads < 2:
+    if n_threads < 2 or getattr(_pool.inside, "working", False):
         return [function(item) for item in items]
-    with ThreadPoolExecutor(n_threads) as pool:
-        return list(pool.map(function, items))
+    results: list[Any] = [None] * len(items)
+    places = itertools.count()
+    failed = threading.Event()
+
+    def work() -> None:
+        _pool.inside.working = True
+        try:
+            while not failed.is_set() and (place := next(places)) < len(items):
+                results[place] = function(items[place])
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            _pool.inside.working = False
+
+    others = [_pool.executor().submit(work) for _ in range(n_threads - 1)]
+    try:
+        work()
+        errors = [other.exception() for other in others]
+    except BaseException:
+        failed.set()
+        wait(others)
+        raise
+    for error in errors:
+        if error is not None:
+            raise error
+    return results
 
 
 def in_parts(function: Callable[[slice], Result], n: int) -> list[Result]:

@@ -12,7 +12,7 @@ from wcompress.codec.class_model import ClassModel
 from wcompress.codec.levels import Levels
 from wcompress.codec.rates import magnitudes_guessed
 from wcompress.codec.scales import ScaleModel, fit_latent_table
-from wcompress.codec.solution import EncoderConfig, Moments, Solution, in_steps, symbol_limit, with_energy
+from wcompress.codec.solution import EncoderConfig, InSteps, Moments, Solution, with_energy
 from wcompress.codec.symbols import LOW_BITS, ClassTables, count_symbols, fit_tables, symbol_bits, upper
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy.bits import BitWriter
@@ -93,7 +93,6 @@ class ClassEncoder:
         self.weights = weights
         self.sequencing = sequencing
         self.config = config
-        self._x = np.empty(len(weights), np.float32)
 
     def solve(self, step: float, start: Solution | None = None) -> Solution:
         """The best solution found at `step`.
@@ -103,12 +102,12 @@ class ClassEncoder:
             start: a solution at a similar step, whose tables and prior are the first guess.
         """
         config = self.config
-        x = in_steps(self.weights, step, self._x)
+        x = InSteps(self.weights, step)
         bases = base_scales(self.weights, step, self.sequencing)
         static = ScaleModel(bases, None, np.zeros((0, self.sequencing.latent_dim), np.int64))
         scales = static
         levels = Levels()
-        fallback = rates = parametric_rates(config.machine, symbol_limit(x, config.machine))
+        fallback = rates = parametric_rates(config.machine, x.symbol_limit(config.machine))
         if start is not None:
             assert isinstance(start.model, ClassModel)
             scales, levels = start.model.scales, start.levels
@@ -126,7 +125,7 @@ class ClassEncoder:
             multiplier = config.multiplier
             if known is not None and len(x):
                 multiplier = config.multiplier_at(known.symbol_bits / len(x))
-            solution = self._pass(step, x, scales, levels, rates, multiplier)
+            solution = self._pass(x, scales, levels, rates, multiplier)
             levels = solution.levels
             assert isinstance(solution.model, ClassModel)
             rates = table_rates(solution.model.tables, fallback)
@@ -135,8 +134,7 @@ class ClassEncoder:
 
     def _pass(
         self,
-        step: float,
-        x: npt.NDArray[np.float32],
+        x: InSteps,
         scales: ScaleModel,
         levels: Levels,
         rates: npt.NDArray[np.float32],
@@ -161,7 +159,7 @@ class ClassEncoder:
         levels = moments.centroids()
         if self.config.keep_energy:
             levels = with_energy(levels, moments)
-        return Solution(step, ClassModel(scales, tables), levels, symbols, None, symbol_bits(counts, tables))
+        return Solution(x.step, ClassModel(scales, tables), levels, symbols, None, symbol_bits(counts, tables))
 
     def _with_prior(self, static: ScaleModel, solution: Solution, rates: npt.NDArray[np.float32]) -> ScaleModel:
         from wcompress.vae.prior_training import PriorConfig, train_prior

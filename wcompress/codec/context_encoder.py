@@ -14,7 +14,7 @@ from wcompress.codec.levels import LEVEL_UNITS, Levels
 from wcompress.codec.neighbours import find_lags, fit_taps
 from wcompress.codec.rates import RateClasses
 from wcompress.codec.scales import ScaleModel
-from wcompress.codec.solution import EncoderConfig, Moments, Solution, in_steps, symbol_limit, with_energy, with_shifts
+from wcompress.codec.solution import EncoderConfig, InSteps, Moments, Solution, with_energy, with_shifts
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy.bits import BitWriter
 from wcompress.entropy.context import LOWEST
@@ -166,8 +166,8 @@ class ContextEncoder:
 
     def _pass(self, step: float, model: ContextModel, start: Solution | None) -> Solution:
         machine, sequencing = self.config.machine, self.sequencing
-        x = in_steps(self.weights, step)
-        limit = symbol_limit(x, machine)
+        x = InSteps(self.weights, step)
+        limit = x.symbol_limit(machine)
         levels = Levels()
         if start is None:
             subs = np.array(model.scales.bases, np.int64)[sequencing.tensor_of_sub]
@@ -204,12 +204,12 @@ class ContextEncoder:
         which = quantisers(symbols, sequencing.unit_starts, machine)
         described = model.describe(symbols, sequencing, machine)
         ratios = described.ratios if model.taps.any() else None
-        x = in_steps(self.weights, step)
+        x = InSteps(self.weights, step)
         if levels is None:
             moments = Moments.of(x, symbols, which, machine)
             levels = moments.centroids()
             if ratios is not None and ratios.any():
-                levels = with_shifts(levels, x, symbols, which, machine, ratios)
+                levels = with_shifts(levels, x[:], symbols, which, machine, ratios)
             if self.config.keep_energy:
                 levels = with_energy(levels, moments)
         return Solution(step, model, levels, symbols, ratios)

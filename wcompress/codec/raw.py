@@ -82,12 +82,14 @@ def round_to_dtype(values: npt.NDArray[np.float64], dtype: torch.dtype) -> torch
 
     The order of the steps is part of the format: it makes the result the same everywhere.
     """
-    tensor = torch.from_numpy(np.asarray(values, dtype=np.float64, order="C"))
     if dtype == torch.float64:
-        return tensor.clone()
-    limit = torch.finfo(dtype).max
+        return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
+    limit = np.float32(torch.finfo(dtype).max)
+    with np.errstate(over="ignore"):
+        single = np.array(values, dtype=np.float32, order="C")
+    # By numpy, since torch in a thread of ours would have threads of its own, which wait busily.
     # The limit is a float32, so that it makes no difference which comes first, clamping or rounding to float32.
-    return tensor.to(torch.float32).clamp_(-limit, limit).to(dtype)
+    return torch.from_numpy(np.clip(single, -limit, limit, out=single)).to(dtype)
 
 
 def entry_dtype(entry: TensorEntry) -> torch.dtype:

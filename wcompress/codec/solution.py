@@ -86,16 +86,24 @@ class Solution:
         return tables.n_bits + decoder.n_bits + 8 * len(latents)
 
 
-def in_steps(weights: npt.NDArray[np.floating], step: float, out: Singles | None = None) -> Singles:
-    """Weights in quantisation steps, float32 `[n]`; in `out`, where it is given."""
-    x = np.empty(len(weights), np.float32) if out is None else out
-    np.divide(weights, step, out=x, casting="same_kind")
-    return x
+@dataclass(frozen=True)
+class InSteps:
+    """Weights of any float dtype `[n]` in quantisation steps, slices of which are float32; no copy of a large model."""
 
+    weights: npt.NDArray[np.floating]
+    step: float
 
-def symbol_limit(x: Singles, machine: Trellis) -> int:
-    """The largest magnitude a search needs to try on weights in steps."""
-    return int(min(farthest(x) / machine.spacing + 2, _MAX_SYMBOL))
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __getitem__(self, some: slice) -> Singles:
+        weights = self.weights[some]
+        x: Singles = np.divide(weights, self.step, out=np.empty(len(weights), np.float32), casting="same_kind")
+        return x
+
+    def symbol_limit(self, machine: Trellis) -> int:
+        """The largest magnitude a search needs to try."""
+        return int(min(farthest(self.weights) / self.step / machine.spacing + 2, _MAX_SYMBOL))
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,8 @@ class Moments:
     energy: float
 
     @classmethod
-    def of(cls, x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis) -> Moments:
-        """Of weights in steps, float32 `[n]`, and of what they became, under which quantiser."""
+    def of(cls, x: InSteps, symbols: Ints, which: npt.NDArray[np.uint8], machine: Trellis) -> Moments:
+        """Of weights `[n]`, and of what they became, under which quantiser."""
 
         def part(some: slice) -> Doubles:
             sums = np.zeros((5, 8))

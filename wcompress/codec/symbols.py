@@ -7,6 +7,7 @@ table; the lower bits, as good as uniform, follow as they are.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from wcompress.wire import ByteCursor, encode_varint
 
 Ints = npt.NDArray[np.int32]
 _LOW_BITS_FROM_OCTAVE = 3
+_BATCH = 16
 
 
 def low_bits(cls: int) -> int:
@@ -214,22 +216,21 @@ def encode_symbols(
         tables: as `fit_tables` gave them for these symbols.
     """
 
-    pool = np.empty(len(symbols), np.int32)
-
-    def grouped(unit: int) -> tuple[_Slots, npt.NDArray[np.int64]]:
+    def grouped(unit: int) -> tuple[_Slots, npt.NDArray[np.int64], Ints]:
         start, end = int(unit_starts[unit]), int(unit_starts[unit + 1])
-        slots = _Slots.of(classes, class_shift, start, end)
-        return slots, group(symbols[start:end], slots.each, class_shift, len(slots.used), machine, pool[start:end])
+        slots, pool = _Slots.of(classes, class_shift, start, end), np.empty(end - start, np.int32)
+        return slots, group(symbols[start:end], slots.each, class_shift, len(slots.used), machine, pool), pool
 
-    units = in_threads(grouped, range(len(unit_starts) - 1))
+    n_units = len(unit_starts) - 1
+    batches = (range(first, min(first + _BATCH, n_units)) for first in range(0, n_units, _BATCH))
     streams: list[bytes] = []
     # One by one: constriction holds Python's lock, and threads would but wait for each other.
-    for start, (slots, sizes) in zip(unit_starts[:-1], units, strict=True):
+    for slots, sizes, pool in itertools.chain.from_iterable(in_threads(grouped, batch) for batch in batches):
         encoder = Encoder()
         if machine.n_states > 1:
             for n_both, n_second in zip(slots.n_both, sizes[1::2], strict=True):
                 encoder.add_uniform(*_split(int(n_second), int(n_both)))
-        ends = start + np.cumsum(sizes)
+        ends = np.cumsum(sizes)
         parts = [pool[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         for cls, first, second in zip(slots.used, parts[::2], parts[1::2], strict=True):
             n_low = int(LOW_BITS[cls])

@@ -114,6 +114,7 @@ class VaeSearch:
         self.fine = fine
         self._progress = progress
         self._other_bytes = other_bytes
+        self._estimates = False
         wide = n_weights <= _SMALL_MODEL or not all(_fits_singles(array) for array in arrays)
         self._weights = self.sequencing.flatten(arrays, np.float64 if wide else np.float32)
         self._multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
@@ -229,6 +230,7 @@ class VaeSearch:
         sample._weights = self._weights[taken]
         sample._multipliers = self._multipliers if len(self._multipliers) == 1 else self._multipliers[taken]
         sample._counted = tuple(part if len(part) == 1 else part[taken] for part in self._counted)  # type: ignore[assignment]
+        sample._estimates = True
         sample._signal = energy(sample._counted[0])
         config = replace(self._encoder.config, use_prior=False)
         sample._encoder = ClassEncoder(sample._scaled(), sample.sequencing, config)
@@ -248,7 +250,9 @@ class VaeSearch:
     def n_bytes(self, solution: Solution) -> int:
         """The archive's bytes; of a large model by the symbols' ideal code length, met within a few bytes a unit."""
         sqnr_db = self.sqnr_db(solution)
-        if self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder):
+        if not self._estimates and (
+            self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder)
+        ):
             sizes = [len(data) for data in self.sections(solution).values()]
             sizes += self._other_bytes(solution, sqnr_db)
             return sum(sizes) + frame_bytes(sizes)

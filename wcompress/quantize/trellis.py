@@ -16,6 +16,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numba
 import numpy as np
@@ -39,6 +40,16 @@ PARITY_CHECKS = {
 """Parity-check polynomials (h0, h1) by number of states. Part of the format: literal and append-only."""
 
 N_STATES = (1, *PARITY_CHECKS)
+
+
+class Sliceable(Protocol):
+    """Weights, float32 `[n]`, of which slices are taken."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, some: slice, /) -> Singles:
+        """Some of them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def _predecessors(next_state: Ints) -> tuple[Ints, Ints]:
     return origin, branch
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _search_unit(
     x: Singles,
     classes: Ints,
@@ -156,26 +167,6 @@ def _search_unit(
 
 
 @numba.njit(cache=True, nogil=True)
-def _search(
-    x: Singles,
-    unit_starts: npt.NDArray[np.int64],
-    classes: Ints,
-    class_shift: int,
-    next_state: Ints,
-    levels: Singles,
-    shifts: Singles,
-    rates: Singles,
-    multiplier: float,
-    symbols: Ints,
-) -> None:
-    for unit in range(len(unit_starts) - 1):
-        start, end = unit_starts[unit], unit_starts[unit + 1]
-        _search_unit(
-            x[start:end], classes, class_shift, start, next_state, levels, shifts, rates, multiplier, symbols[start:end]
-        )
-
-
-@numba.njit(cache=True, nogil=True)
 def _group(
     symbols: Ints,
     slots: Ints,
@@ -233,18 +224,16 @@ def _quantisers(
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _search_scalar(
-    x: Singles, first: int, last: int, classes: Ints, class_shift: int, thresholds: Singles, symbols: Ints
-) -> None:
+def _search_scalar(x: Singles, classes: Ints, class_shift: int, first: int, thresholds: Singles, symbols: Ints) -> None:
     # A magnitude's symbol is how many thresholds it is beyond: one instruction compares many weights of one class.
-    start = first
-    while start < last:
-        cls = start >> class_shift
-        end = (cls + 1) << class_shift
-        while end < last and end - start < 512 and classes[end >> class_shift] == classes[cls]:
+    start, n = 0, len(x)
+    while start < n:
+        cls = classes[(first + start) >> class_shift]
+        end = start + (1 << class_shift)
+        while end < n and end - start < 512 and classes[(first + end) >> class_shift] == cls:
             end += 1 << class_shift
-        some, out = x[start : min(end, last)], symbols[start : min(end, last)]
-        row = thresholds[classes[cls]]
+        some, out = x[start : min(end, n)], symbols[start : min(end, n)]
+        row = thresholds[cls]
         start = end
         largest = np.float32(0.0)
         for i in range(len(some)):
@@ -272,7 +261,7 @@ def _thresholds(levels: Singles, rates: Singles, multiplier: float) -> Singles:
 
 
 def search(
-    x: Singles,
+    x: Sliceable,
     unit_starts: npt.NDArray[np.int64],
     classes: Ints,
     class_shift: int,
@@ -285,9 +274,10 @@ def search(
     """The symbols that minimise squared error + multiplier · bits.
 
     Args:
-        x: weights in steps, float32 `[n]`.
+        x: weights in steps, float32 `[n]`, or what gives them by slices.
         unit_starts: int64 `[n_units + 1]`, where units begin; each starts in state 0, and units run in parallel.
-        classes: int32, the class of the weights `x[c << class_shift : (c + 1) << class_shift]`.
+        classes: int32, the class of the weights `x[c << class_shift : (c + 1) << class_shift]`; units start where a
+            class does.
         class_shift: log₂ of the weights that share a class.
         machine: the trellis.
         levels: float32 `[2, 2·limit + 1]`, what quantiser and symbol + limit reconstruct to, in steps.
@@ -299,20 +289,19 @@ def search(
         int32 `[n]`, each within ±limit.
     """
     symbols = np.empty(len(x), np.int32)
-    if machine.n_states == 1 and shifts is None:
-        thresholds = _thresholds(levels, rates, multiplier)
-
-        def scalar(some: npt.NDArray[np.int64]) -> None:
-            _search_scalar(x, int(some[0]), int(some[-1]), classes, class_shift, thresholds, symbols)
-
-        _in_parts(scalar, unit_starts)
-        return symbols
+    scalar = machine.n_states == 1 and shifts is None
+    thresholds = _thresholds(levels, rates, multiplier) if scalar else np.zeros((0, 0), np.float32)
     if shifts is None:
         shifts = np.zeros((len(rates), 2), np.float32)
     table = machine.next_state
 
     def part(some: npt.NDArray[np.int64]) -> None:
-        _search(x, some, classes, class_shift, table, levels, shifts, rates, multiplier, symbols)
+        for start, end in itertools.pairwise(some.tolist()):
+            unit, out = x[start:end], symbols[start:end]
+            if scalar:
+                _search_scalar(unit, classes, class_shift, start, thresholds, out)
+            else:
+                _search_unit(unit, classes, class_shift, start, table, levels, shifts, rates, multiplier, out)
 
     _in_parts(part, unit_starts)
     return symbols

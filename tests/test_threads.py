@@ -1,0 +1,79 @@
+"""Work in threads."""
+
+import multiprocessing
+import threading
+from collections.abc import Iterator
+
+import numba
+import pytest
+
+from wcompress.threads import in_parts, in_threads
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = numba.get_num_threads()
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one core")
+    numba.set_num_threads(2)
+    yield
+    numba.set_num_threads(before)
+
+
+def test_results_are_in_order_and_from_two_threads() -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def work(item: int) -> tuple[int, int]:
+        if item < 2:
+            both.wait()
+        return item, threading.get_ident()
+
+    found = in_threads(work, range(50))
+    assert [item for item, _ in found] == list(range(50))
+    assert found[0][1] != found[1][1]
+    assert in_threads(work, []) == []
+    assert [(part.start, part.stop) for part in in_parts(lambda part: part, 600_000)] == [
+        (0, 262144),
+        (262144, 524288),
+        (524288, 600_000),
+    ]
+
+
+def test_work_within_work_does_without_threads() -> None:
+    def outer(item: int) -> list[int]:
+        return in_threads(lambda other: 10 * item + other, range(4))
+
+    assert in_threads(outer, range(6)) == [[10 * item + other for other in range(4)] for item in range(6)]
+
+
+def test_an_error_ends_the_work_and_the_next_is_done() -> None:
+    done: list[int] = []
+    release = threading.Event()
+
+    def work(item: int) -> None:
+        if item == 1:
+            release.set()
+            raise ValueError("one of them")
+        assert release.wait(20)
+        done.append(item)
+
+    with pytest.raises(ValueError, match="one of them"):
+        in_threads(work, range(100_000))
+    assert len(done) < 100_000
+    assert in_threads(lambda item: item, range(5)) == list(range(5))
+
+
+def _child(results: "multiprocessing.Queue[list[int]]") -> None:
+    results.put(in_threads(lambda item: item * item, range(5)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    in_threads(lambda item: item, range(5))
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=_child, args=(results,))
+    child.start()
+    assert results.get(timeout=30) == [0, 1, 4, 9, 16]
+    child.join()
