@@ -9,7 +9,8 @@ import pytest
 
 from wcompress.codec.levels import Levels
 from wcompress.errors import ArchiveError
-from wcompress.quantize.trellis import N_STATES, group, interleave, quantisers, search, trellis
+from wcompress.quantize.search import search
+from wcompress.quantize.trellis import N_STATES, group, interleave, quantisers, trellis
 
 UNITS = np.array([0, 40, 100], np.int64)
 

@@ -16,7 +16,8 @@ from wcompress.codec.solution import EncoderConfig, InSteps, Moments, Solution, 
 from wcompress.codec.symbols import LOW_BITS, ClassTables, count_symbols, fit_tables, symbol_bits, upper
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy.bits import BitWriter
-from wcompress.quantize.trellis import Trellis, quantisers, search
+from wcompress.quantize.search import search
+from wcompress.quantize.trellis import Trellis, quantisers
 from wcompress.vae.prior import (
     LOWEST_SCALE,
     N_CLASSES,

@@ -18,7 +18,8 @@ from wcompress.codec.solution import EncoderConfig, InSteps, Moments, Solution, 
 from wcompress.codec.weights import Sequencing
 from wcompress.entropy.bits import BitWriter
 from wcompress.entropy.context import LOWEST
-from wcompress.quantize.trellis import quantisers, search
+from wcompress.quantize.search import search
+from wcompress.quantize.trellis import quantisers
 from wcompress.vae.prior import LOWEST_SCALE, N_CLASSES, UNITS_PER_CLASS, UNITS_PER_OCTAVE
 
 Floats = npt.NDArray[np.float64]

@@ -1,4 +1,5 @@
 """Floats ↔ integer symbols.
 
-trellis   state machines, the rate–distortion optimised search (encoder) and the walk (decoder)
+trellis   state machines, and the walk through them (decoder)
+search    the symbols that cost least (encoder)
 """
