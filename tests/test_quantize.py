@@ -22,7 +22,7 @@ def test_machines_are_codes(n_states: int) -> None:
     assert machine.next_state.shape == (n_states, 2)
     assert np.array_equal(np.bincount(machine.next_state.reshape(-1)), np.full(n_states, 2))
     reached = {0}
-    for _ in range(n_states):
+    for _ in range(n_states.bit_length() - 1):
         reached |= {int(t) for s in reached for t in machine.next_state[s]}
     assert reached == set(range(n_states))
 
@@ -44,7 +44,29 @@ def run(x: np.ndarray, n_states: int, multiplier: float, limit: int = 6) -> tupl
     return symbols, float(np.square(error).sum() + multiplier * rates[0, which, symbols + limit].sum())
 
 
-@pytest.mark.parametrize("n_states", [1, 4, 8])
+@pytest.mark.parametrize("n_states", [4, 64, 1024])
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 300])
+def test_long_paths_are_the_best(n: int, n_states: int) -> None:
+    """Against the algorithm as it is written in textbooks; runs of zeros have many best paths."""
+    machine, limit = trellis(n_states), 6
+    levels = Levels().array(machine, limit)
+    x = np.random.default_rng(n).normal(size=n) * 2.0
+    x[n // 3 : n // 2] = 0.0
+    k = np.arange(-limit, limit + 1)
+    total = np.full(n_states, np.inf)
+    total[0] = 0.0
+    states = np.arange(n_states)
+    for value in x.astype(np.float32):
+        following = np.full(n_states, np.inf)
+        costs = (value - levels) ** 2 + 0.3 * (1.0 + np.abs(k))
+        for parity in (0, 1):
+            branch = np.where(k % 2 == parity, costs, np.inf).min(1)[states & 1]
+            np.minimum.at(following, machine.next_state[:, parity], total + branch)
+        total = following
+    assert run(x, n_states, 0.3, limit)[1] == pytest.approx(total.min(), rel=1e-5)
+
+
+@pytest.mark.parametrize("n_states", [1, 4, 8, 256, 16384])
 def test_the_search_finds_the_best_path(n_states: int) -> None:
     """Against every path there is, on short sequences."""
     machine, limit = trellis(n_states), 2

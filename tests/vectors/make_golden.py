@@ -47,7 +47,7 @@ def main() -> None:
             block_size=64,
             latent_dim=4,
             hidden=(8,),
-            effort=2,
+            effort=5,
             device="cpu",
         )
         restored = {name: tensor.clone() for name, tensor in wcompress.load(archive).items()}

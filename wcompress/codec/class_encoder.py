@@ -160,7 +160,7 @@ class ClassEncoder:
         levels = moments.centroids()
         if self.config.keep_energy:
             levels = with_energy(levels, moments)
-        return Solution(x.step, ClassModel(scales, tables), levels, symbols, None, symbol_bits(counts, tables))
+        return Solution(x.step, machine, ClassModel(scales, tables), levels, symbols, None, symbol_bits(counts, tables))
 
     def _with_prior(self, static: ScaleModel, solution: Solution, rates: npt.NDArray[np.float32]) -> ScaleModel:
         from wcompress.vae.prior_training import PriorConfig, train_prior

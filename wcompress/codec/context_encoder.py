@@ -51,7 +51,7 @@ class ContextEncoder:
 
         Args:
             step: the quantisation step.
-            start: a solution at a similar step, whose model is kept.
+            start: a solution at a similar step, under any trellis of several states, whose model is kept.
         """
         if start is None:
             solution = self._pass(step, self._plain(step), None)
@@ -85,6 +85,9 @@ class ContextEncoder:
         model = replace(model, taps=fit_taps(x, values, sequencing, self._lags))
         model = self._with_network(model, solution.symbols, values, final=final)
         model = self._best_mix(model, solution.symbols)
+        without = replace(model, network=ScaleNetwork.nothing())
+        if final and self._bits(without, solution.symbols) < self._bits(model, solution.symbols):
+            model = without
         if config.use_prior and final:
             with_prior = self._with_prior(model, solution.symbols, values)
             if with_prior is not None and self._bits(with_prior, solution.symbols) < self._bits(
@@ -178,9 +181,9 @@ class ContextEncoder:
             rates = classes.rates(machine, limit)
             multiplier = self.config.multiplier
         else:
-            described = model.describe(start.symbols, sequencing, machine)
+            described = model.describe(start.symbols, sequencing, start.machine)
             classes = RateClasses.by(described, limit)
-            which = quantisers(start.symbols, sequencing.unit_starts, machine)
+            which = quantisers(start.symbols, sequencing.unit_starts, start.machine)
             rates = classes.rates(machine, limit, start.symbols, which)
             bits = rates[classes.of, which, np.clip(start.symbols, -limit, limit) + limit]
             multiplier = self.config.multiplier_at(float(bits.mean()) if len(x) else 0.0)
@@ -213,7 +216,7 @@ class ContextEncoder:
                 levels = with_shifts(levels, x[:], symbols, which, machine, ratios)
             if self.config.keep_energy:
                 levels = with_energy(levels, moments)
-        return Solution(step, model, levels, symbols, ratios)
+        return Solution(step, machine, model, levels, symbols, ratios)
 
 
 def _most_saved(costs: Singles, latent_dim: int) -> float:

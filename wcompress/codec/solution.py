@@ -64,6 +64,7 @@ class Solution:
 
     Attributes:
         step: of the quantiser.
+        machine: its trellis.
         model: what the symbols are coded under.
         levels: of the quantisers.
         symbols: int32 `[n]`.
@@ -72,6 +73,7 @@ class Solution:
     """
 
     step: float
+    machine: Trellis
     model: ClassModel | ContextModel
     levels: Levels
     symbols: Ints

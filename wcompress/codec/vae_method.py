@@ -30,6 +30,8 @@ from wcompress.quantize.trellis import N_STATES, Trellis, quantisers, trellis
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
+_MACHINES_BEFORE_4 = 8  # format versions before 4 have trellises of up to 256 states
+
 
 @dataclass(frozen=True)
 class VaeCode:
@@ -111,7 +113,8 @@ class VaeReader:
         block_size, latent_dim = data.read_exp_golomb(8), data.read_exp_golomb(4)
         layouts = [data.read(2) for _ in entries]
         n_weights = sum(entry.numel for entry in entries)
-        if not math.isfinite(step) or code >= len(N_STATES) or max(layouts, default=0) >= len(LAYOUTS):
+        n_machines = len(N_STATES) if version > 3 else _MACHINES_BEFORE_4
+        if not math.isfinite(step) or code >= n_machines or max(layouts, default=0) >= len(LAYOUTS):
             raise ArchiveError("tables: an impossible step, trellis or layout; the archive is damaged")
         if any(layouts[i] and len(entry.shape) < 2 for i, entry in enumerate(entries)):
             raise ArchiveError("tables: a row of numbers cannot be turned around; the archive is damaged")

@@ -27,7 +27,7 @@ from wcompress.quantize.trellis import trellis
 Weights = npt.NDArray[np.floating]
 Progress = Callable[[int, int, dict[str, float]], None]
 
-SQNR_MULTIPLIER = 0.4
+SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
 
 _MIN_CODED = 64
@@ -39,11 +39,12 @@ _SQNR_SLACK_DB = 0.05
 _BYTES_SLACK = 0.004
 _FINE_MARGIN_DB = 14.0
 _FINE_RANGE_DB = (24.0, 60.0)
-_STATES = {1: 1, 2: 4, 3: 8, 4: 8, 5: 8, 6: 16, 7: 32, 8: 64, 9: 256}
+_STATES = {1: 1, 2: 64, 3: 64, 4: 64, 5: 64, 6: 256, 7: 1024, 8: 4096, 9: 16384}
+_QUICK_STATES = 64  # with fewer the search takes as long
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
 _FAR_STEPS, _FAR_MEANS = 500.0, 64.0
 _SAMPLE = 1 << 18  # weights on which a large model's step is found
-_SMALL_STATES = {3: 16, 4: 64, 5: 256, 6: 256, 7: 256, 8: 256}
+_SMALL_STATES = {3: 256, 4: 1024, 5: 16384, 6: 16384, 7: 16384, 8: 16384}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class VaeSearch:
         self._progress = progress
         self._other_bytes = other_bytes
         self._estimates = False
+        self.slack = 0.4 if effort > 6 else 1.0  # of how far beyond the target is near enough
         wide = n_weights <= _SMALL_MODEL or not all(_fits_singles(array) for array in arrays)
         self._weights = self.sequencing.flatten(arrays, np.float64 if wide else np.float32)
         self._multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
@@ -149,7 +151,7 @@ class VaeSearch:
         """What is stored."""
         return VaeCode(
             self.sequencing,
-            self._encoder.config.machine,
+            solution.machine,
             solution.step,
             self.own_scales,
             solution.model,
@@ -194,14 +196,29 @@ class VaeSearch:
             self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
             self._encoder = ContextEncoder(self._scaled(), self.sequencing, self._encoder.config)
         if self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder):
-            return _Bisection(self, target, guess).run(self._progress)
+            if self._encoder.config.machine.n_states <= _QUICK_STATES:
+                return _Bisection(self, target, guess).run(self._progress)
+            start = self._with_few_states(target, guess)
+            return _Bisection(self, target, start.step, start, 1).run(self._progress)
         start = self._sampled(target, guess)
+        search = _Bisection(self, target, start.step, start, 0)
+        if self._encoder.config.use_prior:
+            # What a sample has settled needs no settling; only a prior is still to be trained.
+            search = _Bisection(self, target, start.step, None, 1)
         margin = 0.0
         if target.n_bytes is not None:
             # What is stored once weighs more in the sample.
             share = len(start.symbols) / self.sequencing.n_weights
             margin = 1.0 - self._estimated(start, start.symbol_bits / share, _FINE_RANGE_DB[0]) / target.n_bytes
-        return _Bisection(self, target, start.step, start, margin).run(self._progress)
+        search.expect(margin)
+        return search.run(self._progress)
+
+    def _with_few_states(self, target: Target, guess: float) -> Solution:
+        """A solution under a trellis whose search is quick: tables, prior and about the step are those of any other."""
+        quick = copy.copy(self)
+        encoder = quick._encoder = copy.copy(self._encoder)
+        encoder.config = replace(encoder.config, machine=trellis(_QUICK_STATES))
+        return _Bisection(quick, target, guess).run(self._progress)
 
     def _beyond_tables(self, step: float) -> bool:
         # Whether a weight lies so far out that class tables, of 2047 magnitudes at most, may not reach it.
@@ -265,11 +282,6 @@ class VaeSearch:
         sizes += self._other_bytes(solution, sqnr_db)
         return sum(sizes) + frame_bytes(sizes)
 
-    @property
-    def trains_prior(self) -> bool:
-        """Whether a VAE is considered."""
-        return self._encoder.config.use_prior
-
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step`."""
         return self._encoder.solve(step, start)
@@ -287,26 +299,32 @@ class _Bisection:
     """
 
     def __init__(
-        self, search: VaeSearch, target: Target, guess: float, sampled: Solution | None = None, margin: float = 0.0
+        self,
+        search: VaeSearch,
+        target: Target,
+        guess: float,
+        start: Solution | None = None,
+        n_settling: int = _SETTLING_ROUNDS,
     ) -> None:
         self.search = search
-        self.sampled, self.margin = sampled, margin  # a sample's solution, and what it comes to for the whole
+        self.start, self.n_settling = start, n_settling  # what the first round starts from, and after how many it ends
         self.target = target
         self.guess = math.log2(guess)
         self.n_rounds = _SMALL_MODEL_ROUNDS if search.sequencing.n_weights <= _SMALL_MODEL else _ROUNDS
         self.by_sqnr = target.sqnr_db is not None
         large = search.sequencing.n_weights > _SMALL_MODEL
-        self.slack = (_SQNR_SLACK_DB if self.by_sqnr else _BYTES_SLACK) * (2 if large else 1)
+        self.slack = (_SQNR_SLACK_DB if self.by_sqnr else _BYTES_SLACK) * (2 if large else search.slack)
         # How the margin goes with log2 of the step, at first: 6 dB an octave, or a bit a weight.
         self.slope = -6.02 if self.by_sqnr else 0.35
+
+    def expect(self, margin: float) -> None:
+        """Start from where a solution with this margin is likely to have none."""
+        self.guess += (0.4 * self.slack - margin) / self.slope
 
     def run(self, progress: Progress | None) -> Solution:
         best: tuple[float, Solution] | None = None
         nearest: tuple[float, Solution] | None = None
-        # What a sample has settled needs no settling; only a prior is still to be trained.
-        anchor = None if self.sampled is not None and self.search.trains_prior else self.sampled
-        n_settling = _SETTLING_ROUNDS if self.sampled is None else int(self.search.trains_prior)
-        at = self.guess + ((0.4 * self.slack - self.margin) / self.slope if self.sampled is not None else 0.0)
+        anchor, n_settling, at = self.start, self.n_settling, self.guess
         points: list[tuple[float, float]] = []
         for number in range(self.n_rounds):
             settling = number < n_settling

@@ -7,6 +7,7 @@ optimised and dependent quantisation.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Protocol
 
 import numba
@@ -17,6 +18,7 @@ from wcompress.quantize.trellis import Trellis, units_in_threads
 
 Ints = npt.NDArray[np.int32]
 Singles = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 
 class Sliceable(Protocol):
@@ -29,20 +31,85 @@ class Sliceable(Protocol):
         """Some of them."""
 
 
-@numba.njit(cache=True)
-def _predecessors(next_state: Ints) -> tuple[Ints, Ints]:
-    # For each state the two transitions into it: where from, and which of the branches 2 · quantiser + parity.
-    n_states = len(next_state)
-    origin = np.zeros((2, n_states), np.int32)
-    branch = np.zeros((2, n_states), np.int32)
-    seen = np.zeros(n_states, np.int32)
-    for state in range(n_states):
-        for parity in range(2):
-            target = next_state[state, parity]
-            origin[seen[target], target] = state
-            branch[seen[target], target] = 2 * (state & 1) + parity
-            seen[target] += 1
-    return origin, branch
+@dataclass(frozen=True)
+class _Register:
+    """A trellis with its states in the order of a shift register.
+
+    State i of the register goes to 2i and 2i + 1, modulo the number of states: the two states that lead to the same two
+    lie half of all states apart, so that a step reads and writes in order, many states in one instruction.
+
+    Attributes:
+        second, odd: of the branch from state i < n_states / 2 to state 2i: 1 where it is under quantiser 1, and 1 where
+            its symbol is odd, int32 `[n_states / 2]`. The other three branches of these four follow: to 2i + 1, and
+            from i + n_states / 2 to 2i, the symbol has the other parity; the quantiser is the same.
+    """
+
+    second: Ints
+    odd: Ints
+
+
+def _register(machine: Trellis) -> _Register:
+    # The trellis is linear: state s goes to L(s) ⊕ parity · v. A linear function g with g(v) = 1 and g = 0 on v's
+    # earlier predecessors L⁻¹(v), L⁻²(v), … tells the bit that a step shifts in; a state's last bits are its place.
+    n_states = machine.n_states
+    n_bits = n_states.bit_length() - 1
+    states = np.arange(n_states)
+    before = np.argsort(machine.next_state[:, 0])
+    fits, at = np.ones(n_states, bool), int(machine.next_state[0, 1])
+    for step in range(n_bits):
+        fits &= (np.bitwise_count(states & at) & 1) == (step == 0)
+        at = int(before[at])
+    function = int(np.flatnonzero(fits)[0])
+    places, earlier = np.zeros(n_states, np.int64), states
+    for step in range(n_bits):
+        places |= (np.bitwise_count(earlier & function).astype(np.int64) & 1) << step
+        earlier = before[earlier]
+    half = np.argsort(places)[: n_states // 2].astype(np.int32)
+    odd = places[machine.next_state[half, 0]] != 2 * np.arange(len(half))
+    return _Register(half & 1, odd.astype(np.int32))
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _step(
+    low: Singles,
+    high: Singles,
+    second: Ints,
+    odd: Ints,
+    branches: Singles,
+    to_even: Bytes,
+    to_odd: Bytes,
+    even: Singles,
+    odd_cost: Singles,
+) -> None:
+    # From the costs of the lower and the upper half of the states to those of even and odd ones. Which way was the
+    # better one is shifted into a byte. Its own function, so that the compiler can tell the arrays apart.
+    b0, b1, b2, b3 = branches[0], branches[1], branches[2], branches[3]
+    for i in range(len(second)):
+        with_even = b2 if second[i] > 0 else b0
+        with_odd = b3 if second[i] > 0 else b1
+        to = with_odd if odd[i] > 0 else with_even
+        other = with_even if odd[i] > 0 else with_odd
+        from_low, from_high = low[i] + to, high[i] + other
+        to_even[i] = (to_even[i] << 1) | (from_high < from_low)
+        even[i] = min(from_low, from_high)
+        from_low, from_high = low[i] + other, high[i] + to
+        to_odd[i] = (to_odd[i] << 1) | (from_high < from_low)
+        odd_cost[i] = min(from_low, from_high)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _in_order(even: Singles, odd: Singles, lowest: float, out: Singles) -> None:
+    for i in range(len(even)):
+        out[2 * i] = even[i] - lowest
+        out[2 * i + 1] = odd[i] - lowest
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _lowest(even: Singles, odd: Singles) -> float:
+    lowest: float = even[0]
+    for i in range(len(even)):
+        lowest = min(lowest, min(even[i], odd[i]))
+    return lowest
 
 
 @numba.njit(cache=True, nogil=True)
@@ -51,29 +118,30 @@ def _search_unit(
     classes: Ints,
     class_shift: int,
     first: int,
-    next_state: Ints,
+    second: Ints,
+    odd: Ints,
     levels: Singles,
     shifts: Singles,
     rates: Singles,
     multiplier: float,
+    costs: Singles,
+    ways: Bytes,
     symbols: Ints,
 ) -> None:
-    n, n_states = len(x), len(next_state)
+    # costs: [4, n_states / 2], of the lower and upper half, and room for even and odd; ways: [n / 8, 2, n_states / 2].
+    n, half = len(x), len(second)
     limit = (levels.shape[1] - 1) // 2
-    origin, branch = _predecessors(next_state)
-    n_branches = 4 if n_states > 1 else 2
-    inverse_spacing = 0.5 if n_states > 1 else 1.0
+    n_branches = 4 if half else 2
+    inverse_spacing = 0.5 if half else 1.0
     chosen = np.empty((n, 4), np.int16)
-    taken = np.empty((n, n_states), np.uint8)
-    cost = np.full(n_states, np.float32(1e30))
-    cost[0] = 0.0
-    new_cost = np.empty(n_states, np.float32)
-    branch_cost = np.empty(4, np.float32)
+    branches = np.empty(4, np.float32)
+    low, high, even, odd_cost = costs[0], costs[1], costs[2], costs[3]
+    quarter = half // 2
     for i in range(n):
         value = x[i]
         row = classes[(first + i) >> class_shift]
         for b in range(n_branches):
-            branch_cost[b] = np.float32(1e30)
+            branches[b] = np.float32(1e30)
         for quantiser in range(n_branches // 2):
             nearest = value * inverse_spacing
             if quantiser == 1:
@@ -85,31 +153,33 @@ def _search_unit(
                 error = value - levels[quantiser, k + limit] - shifts[row, 0 if k == 0 else 1]
                 total = np.float32(error * error + multiplier * rates[row, quantiser, k + limit])
                 b = 2 * quantiser + (k & 1)
-                if total < branch_cost[b]:
-                    branch_cost[b] = total
+                if total < branches[b]:
+                    branches[b] = total
                     chosen[i, b] = k
-        if n_states == 1:
-            b = 0 if branch_cost[0] <= branch_cost[1] else 1
-            symbols[i] = chosen[i, b]
+        if half == 0:
+            symbols[i] = chosen[i, 0 if branches[0] <= branches[1] else 1]
             continue
-        lowest = np.float32(1e30)
-        for state in range(n_states):
-            one = cost[origin[0, state]] + branch_cost[branch[0, state]]
-            two = cost[origin[1, state]] + branch_cost[branch[1, state]]
-            second = two < one
-            taken[i, state] = second
-            best = two if second else one
-            new_cost[state] = best
-            lowest = min(lowest, best)
-        for state in range(n_states):
-            cost[state] = new_cost[state] - lowest
-    if n_states == 1:
+        _step(low, high, second, odd, branches, ways[i >> 3, 0], ways[i >> 3, 1], even, odd_cost)
+        lowest = 0.0
+        if i & 7 == 7 or i == n - 1:
+            lowest = _lowest(even, odd_cost)
+        _in_order(even[:quarter], odd_cost[:quarter], lowest, low)
+        _in_order(even[quarter:], odd_cost[quarter:], lowest, high)
+    if half == 0:
         return
-    state = int(np.argmin(cost))
+    at = 0
+    for state in range(2 * half):
+        cost = low[state] if state < half else high[state - half]
+        if cost <= 0.0:
+            at = state
+            break
     for i in range(n - 1, -1, -1):
-        second = taken[i, state]
-        symbols[i] = chosen[i, branch[second, state]]
-        state = origin[second, state]
+        before, bit = at >> 1, at & 1
+        latest = min(i | 7, n - 1)
+        upper = (ways[i >> 3, bit, before] >> (latest - i)) & 1
+        parity = odd[before] ^ bit ^ upper
+        symbols[i] = chosen[i, 2 * second[before] + parity]
+        at = before + half * upper
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -182,15 +252,25 @@ def search(
     thresholds = _thresholds(levels, rates, multiplier) if scalar else np.zeros((0, 0), np.float32)
     if shifts is None:
         shifts = np.zeros((len(rates), 2), np.float32)
-    table = machine.next_state
+    half = machine.n_states // 2
+    second, odd = np.zeros((2, 0), np.int32)
+    if half:
+        register = _register(machine)
+        second, odd = register.second, register.odd
+    longest = int(np.diff(unit_starts).max(initial=0))
 
     def part(some: npt.NDArray[np.int64]) -> None:
+        ways = np.empty((0 if scalar else -(-longest // 8), 2, half), np.uint8)
         for start, end in itertools.pairwise(some.tolist()):
             unit, out = x[start:end], symbols[start:end]
             if scalar:
                 _search_scalar(unit, classes, class_shift, start, thresholds, out)
-            else:
-                _search_unit(unit, classes, class_shift, start, table, levels, shifts, rates, multiplier, out)
+                continue
+            costs = np.full((4, half), 1e30, np.float32)
+            costs[0, :1] = 0.0
+            _search_unit(
+                unit, classes, class_shift, start, second, odd, levels, shifts, rates, multiplier, costs, ways, out
+            )
 
     units_in_threads(part, unit_starts)
     return symbols

@@ -6,8 +6,9 @@ nothing; the encoder looks for the best path. More states come closer to the rat
 
 Source: Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss–Markov sources", 1990; the union
 quantisers are those of dependent quantisation in ITU-T H.266; the state machines are Ungerboeck's systematic feedback
-codes for amplitude modulation ("Channel coding with multilevel/phase signals", 1982, table I). One state is plain
-scalar quantisation, which reconstructs at k.
+codes for amplitude modulation ("Channel coding with multilevel/phase signals", 1982, table I), and for 1024 states and
+more the best of some thousands drawn at random (`benchmarks.trellis_codes`). One state is plain scalar quantisation,
+which reconstructs at k.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ PARITY_CHECKS = {
     64: (0o103, 0o24),
     128: (0o235, 0o126),
     256: (0o515, 0o362),
+    1024: (0o3235, 0o1242),
+    4096: (0o14177, 0o7732),
+    16384: (0o42713, 0o25432),
 }
 """Parity-check polynomials (h0, h1) by number of states. Part of the format: literal and append-only."""
 
@@ -59,14 +63,16 @@ class Trellis:
 
 @functools.cache
 def trellis(n_states: int) -> Trellis:
-    """The state machine of so many states: state s = 2u + q goes to u ⊕ q·(h0 ≫ 1) ⊕ parity·(h1 ≫ 1).
+    """The state machine of so many states.
 
     Raises:
         KeyError: no such machine is defined.
     """
-    if n_states == 1:
-        return Trellis(1, np.zeros((1, 2), np.int32))
-    h0, h1 = PARITY_CHECKS[n_states]
+    return Trellis(1, np.zeros((1, 2), np.int32)) if n_states == 1 else coded(n_states, *PARITY_CHECKS[n_states])
+
+
+def coded(n_states: int, h0: int, h1: int) -> Trellis:
+    """The state machine of a code: state s = 2u + q goes to u ⊕ q·(h0 ≫ 1) ⊕ parity·(h1 ≫ 1)."""
     state = np.arange(n_states)
     base = (state >> 1) ^ ((state & 1) * (h0 >> 1))
     return Trellis(n_states, np.stack([base, base ^ (h1 >> 1)], axis=1).astype(np.int32))
