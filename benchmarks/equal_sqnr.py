@@ -2,10 +2,9 @@
 
     WCOMPRESS_DATA=folder-that-holds-mnist python -m benchmarks.equal_sqnr [--real DIR] [--only silero] [--effort 5]
 
-For 1, 2 and 3 bits a weight: the SQNR that method `vae` reaches in that many bits at effort 2 is what both are then
-asked for, so that it is the same for every effort. Ours is the archive of `pack(sqnr=…)`. NNCodec's bytes are
-interpolated at the SQNR which that archive has, between its neighbouring `qp`, for each of `SQNR_SETTINGS`; the least
-counts. NNCodec keeps tensors of fewer than two dimensions to 1 %, which costs it fewer bytes than its default. Writes
+For 1, 2 and 3 bits a weight: the SQNR that NNCodec reaches in that many bits, with `BEST` and between its neighbouring
+`qp`, is what both are then asked for, so that it changes with nothing of ours. Ours is the archive of `pack(sqnr=…)`.
+NNCodec's bytes are interpolated at the SQNR which that archive has for each of `SQNR_SETTINGS`; the least counts. NNCodec keeps tensors of fewer than two dimensions to 1 %, which costs it fewer bytes than its default. Writes
 `benchmarks/results/equal_sqnr.json`.
 """
 
@@ -48,7 +47,6 @@ SAVINGS = {1.0: 10.0, 2.0: 6.0, 3.0: 3.0}
 SAVINGS_OF = {"silero": {1.0: 15.0, 2.0: 12.0, 3.0: 8.0}}
 """Per cent of NNCodec's bytes to save, by bits a weight."""
 
-_LEVEL_EFFORT = 2
 _QP_DB = 6.02 / 4  # four `qp` to an octave
 _AROUND = 2
 
@@ -80,19 +78,51 @@ def bracketing_qps(sqnr_at: Callable[[int], float], levels: Iterable[float], sta
     return sorted(found)
 
 
-def affordable_qps(codec: NNCodec, arrays: Arrays, levels: Iterable[float]) -> list[int]:
-    """The `qp` whose curves hold every level, found with `BEST`."""
-    small = small_tensor_qps(codec, arrays, **BEST)
-    known: dict[int, float] = {}
+def level_at(point_at: Callable[[int], tuple[float, float]], n_bytes: float, start: int) -> float:
+    """The SQNR in dB that is reached in so many bytes, between two neighbouring `qp`.
 
-    def sqnr_at(qp: int) -> float:
-        if qp not in known:
-            restored = codec.encode_decode(arrays, qp=qp, qp_per_tensor=small, **BEST).restored
-            found = sqnr_db(arrays, restored)
-            known[qp] = math.inf if found is None else found
-        return known[qp]
+    Args:
+        point_at: SQNR in dB and bytes, both of which fall with `qp`.
+        n_bytes: how many.
+        start: where to look first.
+    """
+    qp = start
+    while point_at(qp)[1] < n_bytes:
+        qp -= 1
+    while point_at(qp + 1)[1] >= n_bytes:
+        qp += 1
+    (finer_db, most), (coarser_db, least) = point_at(qp), point_at(qp + 1)
+    return coarser_db + (n_bytes - least) / (most - least) * (finer_db - coarser_db)
 
-    return bracketing_qps(sqnr_at, levels, usual_qps(arrays, 0.9, 0.9)[0])
+
+class Reference:
+    """NNCodec with `BEST` on one model.
+
+    Args:
+        codec: NNCodec.
+        arrays: the model.
+    """
+
+    def __init__(self, codec: NNCodec, arrays: Arrays) -> None:
+        self._codec, self._arrays = codec, arrays
+        self._small = small_tensor_qps(codec, arrays, **BEST)
+        self._known: dict[int, tuple[float, float]] = {}
+        self._start = usual_qps(arrays, 0.9, 0.9)[0]
+
+    def _point_at(self, qp: int) -> tuple[float, float]:
+        if qp not in self._known:
+            point = self._codec.encode_decode(self._arrays, qp=qp, qp_per_tensor=self._small, **BEST)
+            found = sqnr_db(self._arrays, point.restored)
+            self._known[qp] = (math.inf if found is None else found, float(point.n_bytes))
+        return self._known[qp]
+
+    def level(self, n_bytes: float) -> float:
+        """The SQNR in dB that it reaches in so many bytes."""
+        return level_at(self._point_at, n_bytes, self._start)
+
+    def qps(self, levels: Iterable[float]) -> list[int]:
+        """The `qp` whose curves hold every level."""
+        return bracketing_qps(lambda qp: self._point_at(qp)[0], levels, self._start)
 
 
 def others(codec: NNCodec, arrays: Arrays) -> list[dict[str, Any]]:
@@ -104,9 +134,10 @@ def others(codec: NNCodec, arrays: Arrays) -> list[dict[str, Any]]:
 def compare_model(codec: NNCodec, name: str, tensors: Tensors, bits: Iterable[float], effort: int) -> dict[str, Any]:
     """One model at every number of bits."""
     points: list[dict[str, Any]] = []
+    arrays = as_arrays(tensors)
+    reference = Reference(codec, arrays)
     for budget in bits:
-        level = pack_and_load(tensors, bits_per_weight=budget, effort=_LEVEL_EFFORT).sqnr_db
-        assert level is not None
+        level = reference.level(budget * n_params(tensors) / 8)
         ours = pack_and_load(tensors, sqnr=round(level, 2), effort=effort)
         assert ours.sqnr_db is not None
         points.append(
@@ -119,8 +150,7 @@ def compare_model(codec: NNCodec, name: str, tensors: Tensors, bits: Iterable[fl
                 "load_s": ours.seconds["load"],
             }
         )
-    arrays = as_arrays(tensors)
-    qps = affordable_qps(codec, arrays, [point["sqnr_db"] for point in points])
+    qps = reference.qps([point["sqnr_db"] for point in points])
     measured = best_curves(codec, arrays, qps, SQNR_SETTINGS)
     curves = [[(sqnr_db(arrays, p.restored) or math.inf, float(p.n_bytes)) for p in curve] for curve in measured]
     for point in points:

@@ -16,7 +16,7 @@ from benchmarks.common import merged, shown
 from benchmarks.curves import Span, accuracy_means, means, walk
 from benchmarks.equal_accuracy import verdict
 from benchmarks.equal_function import ResNet, output_db, rescale, scores_with, weights_of
-from benchmarks.equal_sqnr import bracketing_qps
+from benchmarks.equal_sqnr import bracketing_qps, level_at
 from benchmarks.peers import interpolate_bytes, least_bytes, qp_of_step, step_size
 from benchmarks.readme_tables import RENDERERS, filled
 from benchmarks.speed import against
@@ -121,6 +121,16 @@ def test_qps_lie_on_both_sides_of_each_level() -> None:
         below, above = [qp for qp in qps if sqnr_at(qp) < level], [qp for qp in qps if sqnr_at(qp) >= level]
         assert min(below) == max(above) + 1
     assert len(qps) < 13
+
+
+@pytest.mark.parametrize("start", [-30, -12, 3])
+def test_the_level_lies_between_the_qps_around_the_bytes(start: int) -> None:
+    def point_at(qp: int) -> tuple[float, float]:
+        return -1.5 * qp, 1000.0 * 2 ** (-qp / 4)
+
+    assert level_at(point_at, point_at(-7)[1], start) == pytest.approx(10.5)
+    half_way = (point_at(-7)[1] + point_at(-8)[1]) / 2
+    assert level_at(point_at, half_way, start) == pytest.approx(11.25)
 
 
 def test_speed_is_told_against_the_faster_setting() -> None:
