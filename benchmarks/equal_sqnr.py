@@ -4,7 +4,8 @@
 
 For 1, 2 and 3 bits a weight: the SQNR that NNCodec reaches in that many bits, with `BEST` and between its neighbouring
 `qp`, is what both are then asked for, so that it changes with nothing of ours. Ours is the archive of `pack(sqnr=…)`.
-NNCodec's bytes are interpolated at the SQNR which that archive has for each of `SQNR_SETTINGS`; the least counts. NNCodec keeps tensors of fewer than two dimensions to 1 %, which costs it fewer bytes than its default. Writes
+NNCodec's bytes are interpolated at the SQNR which that archive has for each of `SQNR_SETTINGS`; the least counts.
+NNCodec keeps tensors of fewer than two dimensions to 1 %, which costs it fewer bytes than its default. Writes
 `benchmarks/results/equal_sqnr.json`.
 """
 
