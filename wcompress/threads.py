@@ -33,7 +33,7 @@ class _Pool:
     def executor(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(numba.get_num_threads(), "wcompress")
+                self._executor = ThreadPoolExecutor(thread_name_prefix="wcompress")
             return self._executor
 
 
