@@ -23,7 +23,7 @@ def test_machines_are_codes(n_states: int) -> None:
     assert np.array_equal(np.bincount(machine.next_state.reshape(-1)), np.full(n_states, 2))
     reached = {0}
     for _ in range(n_states.bit_length() - 1):
-        reached |= {int(t) for s in reached for t in machine.next_state[s]}
+        reached = {int(t) for s in reached for t in machine.next_state[s]}
     assert reached == set(range(n_states))
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import wcompress
-from wcompress.codec import vae_search
+from wcompress.archive import ArchiveReader
+from wcompress.codec import encoding, vae_search
 from wcompress.codec.context_model import check_length
 from wcompress.codec.fine import decode_fine, encode_fine
 from wcompress.codec.levels import Levels
@@ -21,9 +22,10 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.own_scales_rule import multiplier, own_scales
 from wcompress.codec.scales import ScaleModel
-from wcompress.codec.solution import EncoderConfig
+from wcompress.codec.solution import EncoderConfig, Solution
 from wcompress.codec.symbols import ClassTables, count_symbols, decode_symbols, encode_symbols, fit_tables
 from wcompress.codec.vae_method import VaeReader
+from wcompress.codec.vae_search import Target, VaeSearch
 from wcompress.codec.weights import LAYOUTS, Sequencing, choose_layout
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError, OptionError, TargetUnreachable
@@ -502,3 +504,58 @@ def test_scales_of_rows_follow_the_layout(layout: str) -> None:
     expected = sequencing.flatten(full)
     for first, last in ((0, len(expected)), (5, 61), (47, 49), (48, 78)):
         assert np.array_equal(scales.multipliers(sequencing, first, last), expected[first:last])
+
+
+def test_many_states_never_lose_what_few_have_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    few = VaeSearch._with_few_states
+
+    def recorded(self: VaeSearch, target: Target, guess: float) -> Solution:
+        solution = few(self, target, guess)
+        assert solution.machine.n_states < self._encoder.config.machine.n_states
+        found.append(self.n_bytes(solution))
+        return solution
+
+    monkeypatch.setattr(VaeSearch, "_with_few_states", recorded)
+    for seed, size, sqnr in ((10, 25, 0.9446280002593994), (3, 34, 1.56), (1, 13, 43.98), (15, 40, 9.81)):
+        generator = torch.Generator().manual_seed(seed)
+        torch.randint(8, 48, (1,), generator=generator)
+        w = torch.randn(size, size, generator=generator) * torch.rand(size, 1, generator=generator)
+        result = wcompress.pack({"w": w}, tmp_path / "m.wcz", method="vae", sqnr=sqnr, force=True, device="cpu")
+        assert result.sqnr_db is not None
+        assert result.sqnr_db >= sqnr
+        assert result.archive_bytes <= found[-1] + 2
+
+
+def test_a_search_takes_bounded_memory() -> None:
+    model = {"w": torch.randn(600, 600, generator=torch.Generator().manual_seed(0))}
+
+    def n_states(block_size: int) -> int:
+        search = VaeSearch(
+            model, {}, OwnScales(((0,),)), block_size=block_size, latent_dim=64, effort=9, seed=0, device="cpu"
+        )
+        return search._encoder.config.machine.n_states
+
+    assert n_states(2048) == 16384
+    assert n_states(1 << 17) == 1024
+
+
+def test_an_empty_tensor_may_be_coded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "is_coded", lambda tensor: tensor.ndim >= 2)
+    model = {"w": striped(), "nothing": torch.zeros(0, 5), "half": torch.zeros(2, 0, dtype=torch.float16)}
+    wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, sqnr=12)
+    restored = wcompress.load(tmp_path / "m.wcz")
+    assert {name: (t.dtype, t.shape) for name, t in restored.items()} == {
+        name: (t.dtype, t.shape) for name, t in model.items()
+    }
+
+
+def test_only_version_4_has_many_states(tmp_path: Path) -> None:
+    path = tmp_path / "m.wcz"
+    wcompress.pack({"w": striped()}, path, SMALL_VAE, sqnr=12, effort=5)
+    with ArchiveReader(path) as archive:
+        sections = {name: archive.section(name) for name in ("decoder", "latents", "tables", "symbols")}
+    entry = TensorEntry("w", "float32", (96, 64), "coded")
+    VaeReader([entry], sections, 4).restore()
+    with pytest.raises(ArchiveError, match="trellis"):
+        VaeReader([entry], sections, 3)

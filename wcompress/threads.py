@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numba
@@ -45,7 +45,8 @@ if hasattr(os, "register_at_fork"):
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Results for all items, in their order; as many threads at once as numba may use, this one among them.
 
-    Work that itself asks for threads does without. What one item raises is raised here, the others unfinished.
+    Work that itself asks for threads does without. What one item raises is raised here, as is an interruption, once the
+    items at work are done; the others are left.
     """
     n_threads = min(len(items), numba.get_num_threads())
     if n_threads < 2 or getattr(_pool.inside, "working", False):
@@ -65,8 +66,9 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
         finally:
             _pool.inside.working = False
 
-    others = [_pool.executor().submit(work) for _ in range(n_threads - 1)]
+    others: list[Future[None]] = []
     try:
+        others += (_pool.executor().submit(work) for _ in range(n_threads - 1))
         work()
         errors = [other.exception() for other in others]
     except BaseException:

@@ -85,7 +85,7 @@ def round_to_dtype(values: npt.NDArray[np.float64], dtype: torch.dtype) -> torch
     if dtype == torch.float64:
         return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
     limit = np.float32(torch.finfo(dtype).max)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         single = np.array(values, dtype=np.float32, order="C")
     # By numpy, since torch in a thread of ours would have threads of its own, which wait busily.
     # The limit is a float32, so that it makes no difference which comes first, clamping or rounding to float32.

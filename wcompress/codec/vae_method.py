@@ -188,7 +188,7 @@ class VaeReader:
 
 def _empty(n: int, dtype: torch.dtype) -> torch.Tensor:
     # numpy asks for large pages where there are some, which makes the first writing to them several times as fast.
-    return torch.from_numpy(np.empty(n * dtype.itemsize, np.uint8)).view(dtype)
+    return torch.from_numpy(np.empty(n * dtype.itemsize, np.uint8)).view(dtype) if n else torch.empty(0, dtype=dtype)
 
 
 def check_block_size(block_size: int, latent_dim: int) -> None:

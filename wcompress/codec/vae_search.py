@@ -22,7 +22,7 @@ from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
 from wcompress.fidelity import computable, energy, farthest
-from wcompress.quantize.trellis import trellis
+from wcompress.quantize.trellis import N_STATES, trellis
 
 Weights = npt.NDArray[np.floating]
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -40,6 +40,7 @@ _BYTES_SLACK = 0.004
 _FINE_MARGIN_DB = 14.0
 _FINE_RANGE_DB = (24.0, 60.0)
 _STATES = {1: 1, 2: 64, 3: 64, 4: 64, 5: 64, 6: 256, 7: 1024, 8: 4096, 9: 16384}
+_MOST_SEARCHED = 1 << 27  # bytes that a search may take in each thread
 _QUICK_STATES = 64  # with fewer the search takes as long
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
 _FAR_STEPS, _FAR_MEANS = 500.0, 64.0
@@ -69,6 +70,13 @@ def _fits_singles(array: npt.NDArray[np.floating]) -> bool:
     # Whether float32 has room for it, and for what is made of it.
     largest = farthest(array)
     return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
+
+
+def _stage(progress: Progress | None, number: int) -> Progress | None:
+    # Of two stages with equally many rounds.
+    if progress is None:
+        return None
+    return lambda done, n, figures: progress(number * n + done, 2 * n, figures)
 
 
 class VaeSearch:
@@ -129,6 +137,8 @@ class VaeSearch:
         states = _STATES[effort]
         if n_weights <= _SMALL_MODEL:
             states = _SMALL_STATES.get(effort, states)
+        longest = min(unit_blocks * block_size, n_weights)
+        states = max(n for n in N_STATES if n == 1 or (n <= states and n * longest <= 8 * _MOST_SEARCHED))
         config = EncoderConfig(
             machine=trellis(states),
             use_prior=effort > 3,
@@ -199,7 +209,14 @@ class VaeSearch:
             if self._encoder.config.machine.n_states <= _QUICK_STATES:
                 return _Bisection(self, target, guess).run(self._progress)
             start = self._with_few_states(target, guess)
-            return _Bisection(self, target, start.step, start, 1).run(self._progress)
+            try:
+                found = _Bisection(self, target, start.step, start, 1).run(_stage(self._progress, 1))
+            except TargetUnreachable:
+                return start
+            # Of a small tensor either may be the better one.
+            if target.sqnr_db is not None:
+                return min(found, start, key=self.n_bytes)
+            return max(found, start, key=self.sqnr_db)
         start = self._sampled(target, guess)
         search = _Bisection(self, target, start.step, start, 0)
         if self._encoder.config.use_prior:
@@ -218,7 +235,7 @@ class VaeSearch:
         quick = copy.copy(self)
         encoder = quick._encoder = copy.copy(self._encoder)
         encoder.config = replace(encoder.config, machine=trellis(_QUICK_STATES))
-        return _Bisection(quick, target, guess).run(self._progress)
+        return _Bisection(quick, target, guess).run(_stage(self._progress, 0))
 
     def _beyond_tables(self, step: float) -> bool:
         # Whether a weight lies so far out that class tables, of 2047 magnitudes at most, may not reach it.

@@ -98,15 +98,15 @@ def _step(
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _in_order(even: Singles, odd: Singles, lowest: float, out: Singles) -> None:
+def _in_order(even: Singles, odd: Singles, lowest: np.float32, out: Singles) -> None:
     for i in range(len(even)):
         out[2 * i] = even[i] - lowest
         out[2 * i + 1] = odd[i] - lowest
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _lowest(even: Singles, odd: Singles) -> float:
-    lowest: float = even[0]
+def _lowest(even: Singles, odd: Singles) -> np.float32:
+    lowest: np.float32 = even[0]
     for i in range(len(even)):
         lowest = min(lowest, min(even[i], odd[i]))
     return lowest
@@ -159,8 +159,12 @@ def _search_unit(
         if half == 0:
             symbols[i] = chosen[i, 0 if branches[0] <= branches[1] else 1]
             continue
+        # Costs are kept small: one weight beyond all levels must not blur those of its neighbours.
+        least = min(min(branches[0], branches[1]), min(branches[2], branches[3]))
+        for b in range(4):
+            branches[b] -= least
         _step(low, high, second, odd, branches, ways[i >> 3, 0], ways[i >> 3, 1], even, odd_cost)
-        lowest = 0.0
+        lowest = np.float32(0.0)
         if i & 7 == 7 or i == n - 1:
             lowest = _lowest(even, odd_cost)
         _in_order(even[:quarter], odd_cost[:quarter], lowest, low)
@@ -257,9 +261,9 @@ def search(
     if half:
         register = _register(machine)
         second, odd = register.second, register.odd
-    longest = int(np.diff(unit_starts).max(initial=0))
 
     def part(some: npt.NDArray[np.int64]) -> None:
+        longest = int(np.diff(some).max(initial=0))
         ways = np.empty((0 if scalar else -(-longest // 8), 2, half), np.uint8)
         for start, end in itertools.pairwise(some.tolist()):
             unit, out = x[start:end], symbols[start:end]
