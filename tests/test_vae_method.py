@@ -559,3 +559,19 @@ def test_only_version_4_has_many_states(tmp_path: Path) -> None:
     VaeReader([entry], sections, 4).restore()
     with pytest.raises(ArchiveError, match="trellis"):
         VaeReader([entry], sections, 3)
+
+
+@pytest.mark.parametrize("small_model", [0, 1 << 21])
+@pytest.mark.parametrize("effort", [1, 5])
+def test_more_bits_than_symbols_have_are_not_asked_of_them(
+    small_model: int, effort: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vae_search, "_SMALL_MODEL", small_model)
+    model = {"w": striped(), "v": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
+    for target in ({"ratio": 2.0}, {"bits_per_weight": 20.0}, {"bits_per_weight": 300.0}, {"sqnr": 72.0}):
+        result = wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, effort=effort, force=True, **target)
+        assert result.sqnr_db is not None
+        assert result.sqnr_db >= 72.0, target
+        assert result.ratio > 2.0
+    with pytest.raises(TargetUnreachable, match=r"[78]\d\.\d\d dB is the nearest.*lossless"):
+        wcompress.pack(model, tmp_path / "n.wcz", SMALL_VAE, effort=effort, sqnr=120.0)

@@ -108,6 +108,11 @@ class InSteps:
         return int(min(farthest(self.weights) / self.step / machine.spacing + 2, _MAX_SYMBOL))
 
 
+def finest_step(weights: npt.NDArray[np.floating], machine: Trellis) -> float:
+    """The least step at which no weight's symbol is beyond what a search tries; 0 where all are 0."""
+    return farthest(weights) / (machine.spacing * (_MAX_SYMBOL - 2))
+
+
 @dataclass(frozen=True)
 class Moments:
     """What levels follow from: sums over the weights of each group, float64 `[8]`, group 4q + min(|k|, 3).

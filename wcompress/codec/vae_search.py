@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from wcompress.codec.class_encoder import ClassEncoder
 from wcompress.codec.context_encoder import ContextEncoder
 from wcompress.codec.fine import encode_fine
 from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.solution import EncoderConfig, Solution
+from wcompress.codec.solution import EncoderConfig, Solution, finest_step
 from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
@@ -299,6 +300,10 @@ class VaeSearch:
         sizes += self._other_bytes(solution, sqnr_db)
         return sum(sizes) + frame_bytes(sizes)
 
+    def finest_step(self) -> float:
+        """The least step that makes sense."""
+        return finest_step(self._encoder.weights, self._encoder.config.machine)
+
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step`."""
         return self._encoder.solve(step, start)
@@ -326,7 +331,8 @@ class _Bisection:
         self.search = search
         self.start, self.n_settling = start, n_settling  # what the first round starts from, and after how many it ends
         self.target = target
-        self.guess = math.log2(guess)
+        self.guess = math.log2(max(guess, sys.float_info.min))
+        self.finest = math.log2(max(search.finest_step(), sys.float_info.min))
         self.n_rounds = _SMALL_MODEL_ROUNDS if search.sequencing.n_weights <= _SMALL_MODEL else _ROUNDS
         self.by_sqnr = target.sqnr_db is not None
         large = search.sequencing.n_weights > _SMALL_MODEL
@@ -343,8 +349,10 @@ class _Bisection:
         nearest: tuple[float, Solution] | None = None
         anchor, n_settling, at = self.start, self.n_settling, self.guess
         points: list[tuple[float, float]] = []
+        highest = -math.inf
         for number in range(self.n_rounds):
             settling = number < n_settling
+            at = max(at, self.finest)
             solution = self.search.solve(2.0**at, anchor)
             margin = self.search.measure(solution, self.target)
             if progress is not None:
@@ -353,6 +361,9 @@ class _Bisection:
                 best = (margin, solution)
             if nearest is None or abs(margin) < nearest[0]:
                 nearest = (abs(margin), solution)
+            highest = max(highest, margin)
+            if at == self.finest and number >= n_settling - 1 and (margin < 0) == self.by_sqnr:
+                break
             if settling:
                 anchor = self.search.refit(solution) if number == n_settling - 2 else solution
                 points = points[-1:]
@@ -368,7 +379,7 @@ class _Bisection:
         if progress is not None:
             progress(self.n_rounds, self.n_rounds, {} if best is None else {"margin": best[0]})
         if best is None:
-            raise TargetUnreachable(self._nearest(points))
+            raise TargetUnreachable(self._nearest(highest))
         return best[1]
 
     def _next(self, points: list[tuple[float, float]], settling: bool) -> float:
@@ -390,11 +401,11 @@ class _Bisection:
             proposed = sign * (good + bad) / 2
         return proposed
 
-    def _nearest(self, points: list[tuple[float, float]]) -> str:
-        margin = max(margin for _, margin in points)
+    def _nearest(self, margin: float) -> str:
         if self.by_sqnr:
             assert self.target.sqnr_db is not None
-            return f"an SQNR of {self.target.sqnr_db} dB: {self.target.sqnr_db + margin:.2f} dB is the nearest"
+            nearest = f"{self.target.sqnr_db + margin:.2f} dB is the nearest"
+            return f"an SQNR of {self.target.sqnr_db} dB: {nearest}; `--method lossless` keeps every bit"
         assert self.target.n_bytes is not None
         n_bytes = round((1 - margin) * self.target.n_bytes)
         return f"{self.target.n_bytes} bytes: {n_bytes} is the nearest; ask for more"
