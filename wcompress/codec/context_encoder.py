@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -84,22 +85,23 @@ class ContextEncoder:
         x = self.weights / solution.step
         model = replace(model, taps=fit_taps(x, values, sequencing, self._lags))
         model = self._with_network(model, solution.symbols, values, final=final)
-        model = self._best_mix(model, solution.symbols)
-        without = replace(model, network=ScaleNetwork.nothing())
-        if final and self._bits(without, solution.symbols) < self._bits(model, solution.symbols):
-            model = without
-        if config.use_prior and final:
-            with_prior = self._with_prior(model, solution.symbols, values)
-            if with_prior is not None and self._bits(with_prior, solution.symbols) < self._bits(
-                model, solution.symbols
-            ):
+        # How much is mixed, and what is told beside it, is decided by bytes.
+        mixes = [replace(model, n_sets=n) for n in (N_SETS if config.mix else N_SETS[:1])]
+        n_bits, model = self._smallest(mixes, solution.symbols)
+        if final:
+            without = replace(model, network=ScaleNetwork.nothing())
+            less = self._bits(without, solution.symbols)
+            if less < n_bits:
+                n_bits, model = less, without
+        if final and config.use_prior:
+            with_prior = self._with_prior(model, solution.symbols, values, n_bits)
+            if with_prior is not None and self._bits(with_prior, solution.symbols) < n_bits:
                 model = with_prior
         return self._finished(solution.step, model, solution.symbols, levels)
 
-    def _best_mix(self, model: ContextModel, symbols: Ints) -> ContextModel:
-        # How much is mixed is decided by bytes.
-        models = [replace(model, n_sets=n) for n in (N_SETS if self.config.mix else N_SETS[:1])]
-        return min(models, key=lambda m: self._bits(m, symbols)) if len(models) > 1 else models[0]
+    def _smallest(self, models: Sequence[ContextModel], symbols: Ints) -> tuple[int, ContextModel]:
+        # The first one of those that take the fewest bits, which are told.
+        return min(((self._bits(model, symbols), model) for model in models), key=lambda sized: sized[0])
 
     def _bits(self, model: ContextModel, symbols: Ints) -> int:
         tables, decoder = BitWriter(), BitWriter()
@@ -107,7 +109,7 @@ class ContextEncoder:
         stream = model.encode(symbols, self.sequencing, self.config.machine)
         return tables.n_bits + decoder.n_bits + 8 * (len(latents) + len(stream))
 
-    def _with_prior(self, model: ContextModel, symbols: Ints, values: Floats) -> ContextModel | None:
+    def _with_prior(self, model: ContextModel, symbols: Ints, values: Floats, n_bits: int) -> ContextModel | None:
         """The model with a VAE prior that says of each sub-block how far its scale is from what the context says."""
         from wcompress.vae.prior_training import PriorConfig, train_prior
 
@@ -128,7 +130,7 @@ class ContextEncoder:
             tried = scale * 2.0 ** ((cls - _NEUTRAL) / 2) + 0.1
             bits = np.where(real, np.log2(tried) + (magnitude + 0.1) / tried / math.log(2), 0.0)
             costs[:, cls] = bits.sum(1)
-        if _most_saved(costs, latent_dim) < _WORTH_TRAINING * self._bits(model, symbols):
+        if _most_saved(costs, latent_dim) < _WORTH_TRAINING * n_bits:
             return None
         base = float(LOWEST_SCALE + _NEUTRAL * UNITS_PER_CLASS)
         surprise = np.log2((magnitude.sum(1) + 0.3) / (scale.sum(1) + 0.3))

@@ -177,10 +177,7 @@ class VaeReader:
                 wanted_part = flat.get(self._rows[index].name)
                 if first < last and wanted_part is not None:
                     part = round_to_dtype(weights[first - at : last - at], wanted_part.dtype)
-                    size = wanted_part.itemsize
-                    as_bytes(wanted_part).numpy()[(first - start) * size : (last - start) * size] = as_bytes(
-                        part
-                    ).numpy()
+                    as_bytes(wanted_part[first - start : last - start]).numpy()[:] = as_bytes(part).numpy()
 
         code.model.decode(self._data, sequencing, code.machine, sorted(needed), restored)
         return {name: sequencing.unflatten(self._entries[name], tensor) for name, tensor in flat.items()}

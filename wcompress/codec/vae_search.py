@@ -219,10 +219,9 @@ class VaeSearch:
                 return min(found, start, key=self.n_bytes)
             return max(found, start, key=self.sqnr_db)
         start = self._sampled(target, guess)
-        search = _Bisection(self, target, start.step, start, 0)
-        if self._encoder.config.use_prior:
-            # What a sample has settled needs no settling; only a prior is still to be trained.
-            search = _Bisection(self, target, start.step, None, 1)
+        # What a sample has settled needs no settling; only a prior is still to be trained.
+        use_prior = self._encoder.config.use_prior
+        search = _Bisection(self, target, start.step, None if use_prior else start, int(use_prior))
         margin = 0.0
         if target.n_bytes is not None:
             # What is stored once weighs more in the sample.
