@@ -36,6 +36,7 @@ def command(out: Output, output: Path | None, effort: int, threads: int) -> None
     The data are scikit-learn's 1,797 handwritten digits, scaled to 28×28; nothing is downloaded.
     """
     from wcompress.files import output_folder
+    from wcompress.progress import part
     from wcompress.report.pipeline import measure_baseline
     from wcompress.tasks import builtin_tasks, load_embedded
 
@@ -46,8 +47,9 @@ def command(out: Output, output: Path | None, effort: int, threads: int) -> None
             folder = stack.enter_context(output_folder(output, force=out.force))
         data = load_embedded()
         runs: list[BaselineRun] = []
-        with out.stages() as progress:
-            for name in builtin_tasks():
+        with out.progress("", announce=True) as progress:
+            names = list(builtin_tasks())
+            for number, name in enumerate(names):
                 run = measure_baseline(
                     name,
                     folder,
@@ -56,7 +58,7 @@ def command(out: Output, output: Path | None, effort: int, threads: int) -> None
                     effort=effort,
                     threads=threads,
                     force=out.force,
-                    progress=progress,
+                    progress=part(progress, number / len(names), (number + 1) / len(names)),
                 )
                 runs.append(run)
     out.result({"dataset": data.dataset, "models": [run.to_json() for run in runs]}, runs_table(runs))

@@ -87,7 +87,7 @@ def command(
         threads=threads,
         key=key,
     )
-    with out.stages() as progress:
+    with out.progress("", announce=True) as progress:
         others: dict[str, Any] = {
             "options": options,
             "peers": peers,

@@ -37,7 +37,7 @@ def command(
     """
     from wcompress.report.reproduce import reproduce
 
-    with out.stages() as progress:
+    with out.progress("", announce=True) as progress:
         made = reproduce(
             output,
             data_dir=data_dir,

@@ -10,13 +10,16 @@ from wcompress.codec.manifest import METHODS
 from wcompress.device import DEVICES
 from wcompress.errors import OptionError
 
+METHOD_ALIASES = {"trellis": "vae"}
+"""Further names of methods. Archives and results hold the method's own name."""
+
 
 @dataclass(frozen=True)
 class PackOptions:
     """How to pack.
 
     Attributes:
-        method: `vae`, `paper` or `lossless`.
+        method: `vae`, `paper` or `lossless`; `trellis` is another name for `vae`.
         sqnr: target: at least this SQNR, in dB. At most one target is given, and only for method `vae`.
         bits_per_weight: target: at most so many bits of archive a float parameter.
         ratio: target: at least this ratio.
@@ -54,8 +57,9 @@ class PackOptions:
     key: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "method", METHOD_ALIASES.get(self.method, self.method))
         checks = [
-            (self.method in METHODS, "method", f"one of {', '.join(METHODS)}"),
+            (self.method in METHODS, "method", f"one of {', '.join([*METHODS, *METHOD_ALIASES])}"),
             (self.sqnr is None or -3 <= self.sqnr <= 120, "sqnr", "from −3 to 120 dB"),
             (_positive(self.bits_per_weight), "bits_per_weight", "a positive number"),
             (_positive(self.ratio), "ratio", "a positive number"),

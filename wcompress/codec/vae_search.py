@@ -23,15 +23,16 @@ from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
 from wcompress.fidelity import computable, energy, farthest
+from wcompress.progress import Progress, part
 from wcompress.quantize.trellis import N_STATES, trellis
 
 Weights = npt.NDArray[np.floating]
-Progress = Callable[[int, int, dict[str, float]], None]
 
 SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
 
 _MIN_CODED = 64
+_SEARCHING = "finding the step size"
 _ROUNDS = 12
 _SMALL_MODEL_ROUNDS = 30
 _SETTLING_ROUNDS = 4
@@ -71,13 +72,6 @@ def _fits_singles(array: npt.NDArray[np.floating]) -> bool:
     # Whether float32 has room for it, and for what is made of it.
     largest = farthest(array)
     return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
-
-
-def _stage(progress: Progress | None, number: int) -> Progress | None:
-    # Of two stages with equally many rounds.
-    if progress is None:
-        return None
-    return lambda done, n, figures: progress(number * n + done, 2 * n, figures)
 
 
 class VaeSearch:
@@ -211,7 +205,7 @@ class VaeSearch:
                 return _Bisection(self, target, guess).run(self._progress)
             start = self._with_few_states(target, guess)
             try:
-                found = _Bisection(self, target, start.step, start, 1).run(_stage(self._progress, 1))
+                found = _Bisection(self, target, start.step, start, 1).run(part(self._progress, 0.5, 1.0))
             except TargetUnreachable:
                 return start
             # Of a small tensor either may be the better one.
@@ -235,7 +229,7 @@ class VaeSearch:
         quick = copy.copy(self)
         encoder = quick._encoder = copy.copy(self._encoder)
         encoder.config = replace(encoder.config, machine=trellis(_QUICK_STATES))
-        return _Bisection(quick, target, guess).run(_stage(self._progress, 0))
+        return _Bisection(quick, target, guess).run(part(self._progress, 0.0, 0.5))
 
     def _beyond_tables(self, step: float) -> bool:
         # Whether a weight lies so far out that class tables, of 2047 magnitudes at most, may not reach it.
@@ -355,7 +349,7 @@ class _Bisection:
             solution = self.search.solve(2.0**at, anchor)
             margin = self.search.measure(solution, self.target)
             if progress is not None:
-                progress(number + 1, self.n_rounds, {"margin": margin})
+                progress(number + 1, self.n_rounds, {"stage": _SEARCHING, "margin": margin})
             if margin >= 0 and (best is None or margin < best[0]):
                 best = (margin, solution)
             if nearest is None or abs(margin) < nearest[0]:
@@ -376,7 +370,7 @@ class _Bisection:
             points.append((at, margin))
             at = self._next(points, settling)
         if progress is not None:
-            progress(self.n_rounds, self.n_rounds, {} if best is None else {"margin": best[0]})
+            progress(self.n_rounds, self.n_rounds, {"stage": _SEARCHING})
         if best is None:
             raise TargetUnreachable(self._nearest(highest))
         return best[1]
