@@ -45,14 +45,14 @@ class Output:
     no_progress: bool
 
     def message(self, text: str) -> None:
-        """One line on stderr, unless quiet."""
+        """One line on stderr, above any progress line, unless quiet."""
         if not self.quiet:
-            click.echo(text, err=True)
+            print(text, file=sys.stderr)  # and not click.echo, which would write into the progress line
 
     def detail(self, text: str) -> None:
         """One line on stderr when verbose."""
         if self.verbose and not self.quiet:
-            click.echo(text, err=True)
+            print(text, file=sys.stderr)
 
     def result(self, document: dict[str, Any], *shown: RenderableType, err: bool = False) -> None:
         """The result: JSON, or tables and sentences when a person reads it.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wcompress.cli.common import Output, common_options, decibels, n_bytes, times
+from wcompress.cli.common import Output, common_options, decibels, n_bytes, result_console, times
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +23,9 @@ _EPILOG = """Examples:
   wcompress demo
   wcompress demo -o demo-output                keeps models and archives
 """
+
+_WIDE = 100
+"""Columns that the table of all figures takes."""
 
 
 @click.command("demo", epilog=_EPILOG)
@@ -61,46 +64,45 @@ def command(out: Output, output: Path | None, effort: int, threads: int) -> None
                     progress=part(progress, number / len(names), (number + 1) / len(names)),
                 )
                 runs.append(run)
-    out.result({"dataset": data.dataset, "models": [run.to_json() for run in runs]}, runs_table(runs))
+    out.result(
+        {"dataset": data.dataset, "models": [run.to_json() for run in runs]}, runs_table(runs, result_console().width)
+    )
     out.message(
         "Each model was trained, packed into an archive, restored from that archive alone, and scored again.\n"
-        "ratio = size of the weights / size of the archive, every byte counted.\n"
-        "Next: --ratio or --bits-per-weight for another size; --max-drop, with a task, for the smallest archive."
+        "ratio = size of the weights / size of the archive, every byte counted; lost = points of accuracy.\n"
+        "Next: wcompress pack --ratio or --bits-per-weight for another size; --max-drop, with a task, for the smallest."
     )
     if output is not None:
-        out.message(f"kept in {output}: the models (.pt), the archives (.wcz), the restored models (.safetensors)")
+        out.message(f"written to {output}: the models (.pt), the archives (.wcz), the restored models (.safetensors)")
 
 
-def runs_table(runs: Sequence[BaselineRun]) -> Table:
-    """One row a model: sizes, ratio, the paper's ratio or else the SQNR, scores before and after."""
+def runs_table(runs: Sequence[BaselineRun], width: int) -> Table:
+    """One row a model: sizes, ratio, the paper's ratio or else the SQNR, scores before and after.
+
+    Args:
+        runs: what was measured.
+        width: columns of the console; a narrow one gets fewer figures rather than cut ones.
+    """
     from rich.table import Table
 
     by_latents = any(run.pack.latent_ratio for run in runs)
-
-    dataset = runs[0].dataset if runs else ""
-    table = Table(title=f"Test accuracy on {dataset}, and what the archives cost", title_justify="left")
-    for heading in (
-        "model",
-        "parameters",
-        "weights",
-        "archive",
-        "ratio",
-        "latent ratio" if by_latents else "SQNR",
-        "accuracy",
-        "restored",
-        "lost",
-    ):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for run in runs:
-        table.add_row(
-            run.name,
-            f"{run.pack.n_params:,}",
-            n_bytes(run.pack.original_bytes),
-            n_bytes(run.pack.archive_bytes),
-            times(run.pack.ratio),
-            times(run.pack.latent_ratio) if by_latents else decibels(run.pack.sqnr_db),
-            f"{run.score_before:.2f} %",
-            f"{run.score_after:.2f} %",
-            f"{run.drop:+.2f}",
-        )
+    columns = {
+        "model": [run.name for run in runs],
+        "parameters": [f"{run.pack.n_params:,}" for run in runs],
+        "weights": [n_bytes(run.pack.original_bytes) for run in runs],
+        "archive": [n_bytes(run.pack.archive_bytes) for run in runs],
+        "ratio": [times(run.pack.ratio) for run in runs],
+        "latent ratio": [times(run.pack.latent_ratio) for run in runs] if by_latents else [],
+        "SQNR": [] if by_latents else [decibels(run.pack.sqnr_db) for run in runs],
+        "accuracy": [f"{run.score_before:.2f} %" for run in runs],
+        "restored": [f"{run.score_after:.2f} %" for run in runs],
+        "lost": [f"{run.drop:+.2f}" for run in runs],
+    }
+    left_out = () if width >= _WIDE else ("parameters", "weights", "SQNR", "accuracy")
+    kept = {heading: cells for heading, cells in columns.items() if cells and heading not in left_out}
+    table = Table(title=f"Test accuracy on {runs[0].dataset}, and the size of the archives", title_justify="left")
+    for heading in kept:
+        table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
+    for row in zip(*kept.values(), strict=True):
+        table.add_row(*row)
     return table

@@ -115,8 +115,8 @@ class _Line:
 
 def _label(description: str, stage: str, width: int) -> str:
     """`description: stage` in at most `width` cells. Of the two, the description is shortened first."""
-    if not stage:
-        return _shortened(description, width)
+    if not (description and stage):
+        return _shortened(description or stage, width)
     room = width - cell_len(stage) - 2
     if room >= min(cell_len(description), _MIN_DESCRIPTION):
         return f"{_shortened(description, room)}: {stage}"

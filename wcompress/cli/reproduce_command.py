@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wcompress.cli.common import Output, common_options, compute_options, data_dir_option
+from wcompress.cli.common import Output, common_options, compute_options, data_dir_option, result_console
 from wcompress.cli.demo_command import runs_table
 
 _EPILOG = """Examples:
@@ -48,7 +48,7 @@ def command(
             force=out.force,
             progress=progress,
         )
-    out.result(made.to_json(), runs_table(made.runs))
+    out.result(made.to_json(), runs_table(made.runs, result_console().width))
     out.message(f"written: {output / 'report.html'}, and .md, .csv, .json and pictures beside it")
 
 
