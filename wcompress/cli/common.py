@@ -123,10 +123,12 @@ def result_console(*, err: bool = False) -> Console:
 
 def figures_table(title: str, rows: list[tuple[str, str]]) -> Table:
     """Two columns, names and figures."""
+    from rich.cells import cell_len
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), show_header=False, title_justify="left")
+    # As wide as its title, which would be wrapped otherwise.
+    table = Table(title=escape(title), show_header=False, title_justify="left", min_width=cell_len(title))
     table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right", overflow="fold")
     for name, value in rows:

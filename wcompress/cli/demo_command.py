@@ -100,7 +100,8 @@ def runs_table(runs: Sequence[BaselineRun], width: int) -> Table:
     }
     left_out = () if width >= _WIDE else ("parameters", "weights", "SQNR", "accuracy")
     kept = {heading: cells for heading, cells in columns.items() if cells and heading not in left_out}
-    table = Table(title=f"Test accuracy on {runs[0].dataset}, and the size of the archives", title_justify="left")
+    title = f"Test accuracy on {runs[0].dataset}, and the size of the archives"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     for heading in kept:
         table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
     for row in zip(*kept.values(), strict=True):

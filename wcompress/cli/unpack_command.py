@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from wcompress.cli.common import Output, common_options, figures_table, n_bytes
+from wcompress.cli.common import Output, common_options, n_bytes, plain
 from wcompress.cli.inputs import Answer, answer_each, outputs_of
 from wcompress.cli.standard_output import STANDARD_OUTPUT, check_standard_output, to_standard_output
 
@@ -51,6 +51,7 @@ def command(
     """
     from dataclasses import replace
 
+    from wcompress.checkpoint.messages import shown
     from wcompress.codec.unpacking import UnpackResult, default_output, unpack
 
     if output == STANDARD_OUTPUT:
@@ -58,13 +59,11 @@ def command(
     outputs = outputs_of(archives, output, lambda archive: default_output(archive, format_ or "safetensors"))
 
     def answer(archive: Path, result: UnpackResult) -> Answer:
-        rows = [
-            ("tensors", f"{result.n_tensors:,}"),
-            ("size", n_bytes(result.output_bytes)),
-            ("format", result.format),
-            ("time", f"{result.seconds:.2f} s"),
-        ]
-        return Answer(result.to_json(), [figures_table(f"{archive.name} → {result.output}", rows)])
+        text = (
+            f"{archive.name} → {result.output}: {result.n_tensors:,} tensors, {n_bytes(result.output_bytes)},"
+            f" {result.seconds:.1f} s"
+        )
+        return Answer(result.to_json(), [plain(shown(text))])
 
     def work(archive: Path) -> Answer:
         if outputs[archive] != STANDARD_OUTPUT:
