@@ -108,6 +108,10 @@ def test_one_failing_input_does_not_stop_the_others(cli: Run, models: list[str],
         ["verify", "a.pt.wcz", "b.pt.wcz", "--against", "a.pt"],
         ["pack", "a.pt", "-o", "-", "--json"],
         ["unpack", "a.pt.wcz", "-o", "-", "--json"],
+        ["train", "mnist-fnn", "-o", "-", "--json"],
+        ["demo", "-o", "-"],
+        ["report", "a.pt", "--task", "mnist-fnn", "-o", "-"],
+        ["reproduce", "-o", "-"],
         ["pack", "a.pt", "-o", "-", "--resume", "--refine", "on", "--task", "mnist-fnn"],
     ],
 )
@@ -142,6 +146,14 @@ def test_standard_output_takes_archive_and_model(models: list[str], tmp_path: Pa
     expected = wcompress.load(tmp_path / "file.wcz")
     assert torch.equal(torch.load(tmp_path / "restored.pt", weights_only=True)["a.w"], expected["a.w"])
     assert not (tmp_path / "-").exists()
+
+
+def test_standard_output_takes_a_trained_model(tmp_path: Path) -> None:
+    trained = wcompress_process("train", "mnist-fnn", "-o", "-", "--epochs", "1", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "185,300" in trained.stderr.decode()
+    (tmp_path / "m.pt").write_bytes(trained.stdout)
+    assert sum(t.numel() for t in torch.load(tmp_path / "m.pt", weights_only=True).values()) == 185_300
 
 
 def test_a_failure_writes_nothing_to_standard_output(tmp_path: Path) -> None:

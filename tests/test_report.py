@@ -281,7 +281,7 @@ def test_reproduction_needs_force_for_a_folder_with_files(reproduction: Reproduc
 
 @pytest.mark.parametrize("models", [("mnist-rnn", "resnet"), ()])
 def test_unknown_models_are_refused_before_anything_is_written(tmp_path: Path, models: tuple[str, ...]) -> None:
-    with pytest.raises(OptionError, match="expected some of mnist-fnn"):
+    with pytest.raises(OptionError, match="expected one or more of mnist-fnn"):
         reproduce(tmp_path / "out", models=models)
     assert not (tmp_path / "out").exists()
 

@@ -24,11 +24,11 @@ _COMMANDS = {
     "unpack": "Restore a model from an archive.",
     "inspect": "Show what is in an archive, byte by byte, without decoding it.",
     "verify": "Check an archive's checksums and decode it in full.",
-    "eval": "Score a checkpoint, or what an archive restores to.",
+    "eval": "Score a checkpoint, or the model that an archive restores to.",
     "train": "Train a built-in baseline.",
-    "report": "Show a model's compression ratio against its accuracy.",
+    "report": "Measure ratio against accuracy at several settings.",
     "reproduce": "Write the paper's tables and figures, with the true ratio beside them.",
-    "demo": "Train, pack and restore four small networks on embedded data, in a minute or two.",
+    "demo": "Train, pack and restore four small networks on embedded data.",
     "completion": "Print the script that lets a shell complete commands and options.",
 }
 
@@ -75,7 +75,10 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="wcompress", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Make a trained network's weights as small as they can honestly be, and give them back."""
+    """Pack the checkpoint of a neural network into one file several times smaller, and restore it.
+
+    For storage and download; a restored model is as large and as fast as the original. Lossy by default.
+    """
 
 
 def main() -> None:

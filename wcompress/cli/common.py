@@ -147,10 +147,10 @@ def common_options(function: Command) -> Command:
     """Add -f, -q, -v, --json, --no-progress and --version; the command gets an `Output` as its first argument."""
 
     @click.option("-f", "--force", is_flag=True, help="Replace an existing output.")
-    @click.option("-q", "--quiet", is_flag=True, help="No messages, no progress.")
-    @click.option("-v", "--verbose", is_flag=True, help="More messages.")
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
-    @click.option("--no-progress", is_flag=True, help="No progress bars.")
+    @click.option("-q", "--quiet", is_flag=True, help="Show no messages and no progress.")
+    @click.option("-v", "--verbose", is_flag=True, help="Show more messages.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
+    @click.option("--no-progress", is_flag=True, help="Show no progress.")
     @click.version_option(__version__, prog_name="wcompress", message="%(prog)s %(version)s")
     @functools.wraps(function)
     def wrapper(
@@ -166,14 +166,14 @@ def data_dir_option(function: Command) -> Command:
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
-        help="Folder that holds MNIST's four idx files in a folder `mnist`.  [default: $WCOMPRESS_DATA]",
+        help="Folder that contains a folder `mnist` with the four idx files.  [default: $WCOMPRESS_DATA]",
     )(function)
 
 
 def model_options(function: Command) -> Command:
     """Add what reading a checkpoint and running the VAE need: --key, --seed, --effort, --device, --threads."""
     options = [
-        click.option("--key", help="Entry of the checkpoint that holds the model, where that is not plain."),
+        click.option("--key", help="Entry of the checkpoint that holds the model, if that is not obvious."),
         *compute_options(),
     ]
     for option in reversed(options):
@@ -184,18 +184,26 @@ def model_options(function: Command) -> Command:
 def compute_options() -> list[Callable[[Command], Command]]:
     """--effort, --seed, --device, --threads."""
     return [
-        click.option("--effort", type=click.IntRange(1, 9), default=5, show_default=True, help="1 fast, 9 small."),
         click.option(
-            "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random."
+            "--effort",
+            type=click.IntRange(1, 9),
+            default=5,
+            show_default=True,
+            help="From 1 (fast) to 9 (smallest archive).",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything random."
         ),
         click.option(
             "--device",
             type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
-            help="To train on.",
+            help="Device to train on.",
         ),
-        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all; 1 of 2]"),
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all cores, or 1 where there are 2]"
+        ),
     ]
 
 
@@ -208,9 +216,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise OptionError(
-            f"--hidden {text!r}: whole numbers with commas between them expected, such as 512,256"
-        ) from error
+        raise OptionError(f"--hidden {text!r}: expected whole numbers separated by commas, such as 512,256") from error
 
 
 def n_bytes(value: int) -> str:

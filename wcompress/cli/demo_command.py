@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wcompress.cli.common import Output, common_options, decibels, n_bytes, result_console, times
+from wcompress.cli.standard_output import not_standard_output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,8 +30,16 @@ _WIDE = 100
 
 
 @click.command("demo", epilog=_EPILOG)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep what is made.  [default: none]")
-@click.option("--effort", type=click.IntRange(1, 9), default=3, show_default=True, help="1 fast, 9 small.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    callback=not_standard_output,
+    help="Folder for the models and archives.  [default: keep nothing]",
+)
+@click.option(
+    "--effort", type=click.IntRange(1, 9), default=3, show_default=True, help="From 1 (fast) to 9 (smallest archive)."
+)
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads.")
 @common_options
 def command(out: Output, output: Path | None, effort: int, threads: int) -> None:

@@ -56,9 +56,9 @@ _EPILOG = """Examples:
     type=click.Choice(["vae", "trellis", "paper", "lossless"]),
     default="vae",
     show_default=True,
-    help="vae: lossy; a trellis quantiser and an entropy coder with a learnt context model, to which a VAE prior adds"
-    " where that saves bytes. trellis: another name for vae. lossless: every bit is kept. paper: the paper's method,"
-    " whose archives are larger than the model.",
+    help="vae: lossy; a trellis quantiser and an entropy coder with a learnt context model, in which a VAE prior takes"
+    " part where it saves bytes. trellis: another name for vae. lossless: every bit is kept. paper: the paper's method,"
+    " whose archives are larger than most models.",
 )
 @click.option("--sqnr", type=float, metavar="DB", help="Target: a signal-to-error ratio (SQNR) of at least DB.")
 @click.option(
@@ -151,7 +151,7 @@ def command(
     def work(model: Path) -> Answer:
         if outputs[model] != STANDARD_OUTPUT:
             return _answer(out, model, _pack(out, model, outputs[model], options, task, data_dir))
-        with to_standard_output(f"{model.name}.wcz") as path:
+        with to_standard_output("model.wcz") as path:
             result = _pack(out, model, path, options, task, data_dir, resumable=False)
             return _answer(out, model, replace(result, archive="standard output"), restorable=False)
 

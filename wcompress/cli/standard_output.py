@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import click
+
 from wcompress.cli.common import Output
 from wcompress.errors import OptionError
 
@@ -29,6 +31,17 @@ def check_standard_output(out: Output, inputs: Sequence[Path]) -> None:
         raise OptionError(
             "-o -: the output is binary and standard output is a terminal; redirect it to a file or a pipe"
         )
+
+
+def not_standard_output(_context: click.Context, _parameter: click.Parameter, folder: Path | None) -> Path | None:
+    """Callback of an option that names a folder, which standard output cannot take.
+
+    Raises:
+        click.BadParameter: it is `-`.
+    """
+    if folder == STANDARD_OUTPUT:
+        raise click.BadParameter("a folder cannot go to standard output; name a folder")
+    return folder
 
 
 @contextlib.contextmanager

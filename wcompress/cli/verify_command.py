@@ -22,7 +22,7 @@ _EPILOG = """Examples:
 @click.command("verify", epilog=_EPILOG)
 @click.argument("archives", metavar="ARCHIVE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), metavar="MODEL", help="The model that ARCHIVE was made of.")
-@click.option("--key", help="Entry of MODEL that holds the model, where there are several.")
+@click.option("--key", help="Entry of MODEL that holds the model, if that is not obvious.")
 @common_options
 def command(out: Output, archives: tuple[Path, ...], against: Path | None, key: str | None) -> None:
     """Check every checksum of ARCHIVE and decode it in full; with --against, measure how far it is from MODEL.

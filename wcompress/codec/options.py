@@ -78,13 +78,13 @@ class PackOptions:
                 raise OptionError(f"{name} {getattr(self, name)!r}: must be {expected}")
         targets = [name for name in ("sqnr", "bits_per_weight", "ratio", "max_drop") if getattr(self, name) is not None]
         if len(targets) > 1:
-            raise OptionError(f"{' and '.join(targets)}: only one target can be met; choose one")
+            raise OptionError(f"{' and '.join(targets)}: only one target can be set; choose one")
         if targets and self.method != "vae":
             raise OptionError(f"{targets[0]}: method {self.method} cannot aim at a target; use method vae")
         if self.refine == "on" and (self.sqnr is not None or self.method != "vae"):
-            raise OptionError("refine: needs method vae, and aims at a score or a size, not at an SQNR")
+            raise OptionError("refine: works with method vae and a target of score or size; leave sqnr out")
         if self.resume and not self.refines:
-            raise OptionError("resume: nothing is refined here; ask for it with refine=on or max_drop")
+            raise OptionError("resume: nothing is refined without refine=on or max_drop; set one of them")
 
     @property
     def refines(self) -> bool:

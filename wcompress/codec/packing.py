@@ -60,7 +60,7 @@ def pack_and_restore(
     try:
         options = replace(options or PackOptions(), **overrides)
     except TypeError as error:
-        raise OptionError(f"pack: {error}; see PackOptions for what there is") from error
+        raise OptionError(f"pack: {error}; PackOptions lists the options") from error
     if encoder is encode and (options.max_drop is not None or options.refine == "on"):
         raise OptionError("max_drop and refine need a task, which says what the model is for")
     start = time.perf_counter()

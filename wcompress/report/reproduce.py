@@ -137,7 +137,7 @@ def reproduce(
     names = tuple(dict.fromkeys(builtin_tasks() if models is None else models))
     unknown = [name for name in names if name not in PAPER]
     if unknown or not names:
-        raise OptionError(f"models {', '.join(unknown) or 'none'}: expected some of {', '.join(PAPER)}")
+        raise OptionError(f"models {', '.join(unknown) or 'none'}: expected one or more of {', '.join(PAPER)}")
     options = PackOptions(method="paper", effort=effort, seed=seed, device=device, threads=threads, force=force)
     resolve_device(device)
     settings = [replace(options, latent_dim=dim) for dim in sorted(set(latent_dims), reverse=True)]

@@ -138,7 +138,7 @@ def report_means(
         if path in files[:number]:
             raise OptionError(f"{path}: passed twice; pass each training of the network once")
     if len(models) < 2:
-        raise OptionError(f"{len(models)} models to take means over; pass two or more trainings of one network")
+        raise OptionError(f"{len(models)} model given; means need two or more trainings of one network")
     return _report(models, task, folder, mean_report, options, settings, peers, data_dir, force, progress)
 
 
@@ -195,7 +195,7 @@ def _check_same_network(
         found = [None if key not in some else (some[key].shape, some[key].dtype) for some in (tensors, others)]
         if found[0] != found[1]:
             raise OptionError(
-                f"{name}: tensor {key!r} is not as in {first}; pass several trainings of one network, or one at a time"
+                f"{name}: tensor {key!r} differs from {first}; pass trainings of one network, or one model at a time"
             )
 
 
