@@ -143,7 +143,7 @@ def _vae(
     # An SQNR is met at the least cost by one step for all and levels at the centroids; what a network computes is kept
     # by steps that follow its layers, and by levels that keep the weights' energy.
     by_sqnr = options.sqnr is not None
-    plain = OwnScales(tuple((0,) for _ in coded))
+    plain = OwnScales.plain(len(coded))
     search = VaeSearch(
         coded,
         tensors["fine"],
