@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from wcompress.codec.elements import entry_dtype, round_to_dtype, tensor_bytes, tensor_from_bytes
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.own_scales import quarter_octaves
-from wcompress.codec.raw import entry_dtype, round_to_dtype, tensor_bytes, tensor_from_bytes
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.errors import ArchiveError
 
