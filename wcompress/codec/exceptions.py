@@ -39,8 +39,8 @@ def split_exceptions(tensor: torch.Tensor, *, outliers: float | None) -> tuple[P
             of normal numbers of the same median magnitude, zeros left out; None for no such limit.
 
     Returns:
-        Ascending flat positions of elements that are NaN, infinite or larger than that, int64 `[k]`; and the tensor with
-        zeros in their places, which is `tensor` itself where there are none.
+        Ascending flat positions, int64 `[k]`, of elements that are NaN, infinite or larger than that; and the tensor
+        with zeros in their places, which is `tensor` itself where there are none.
     """
     flat = tensor.reshape(-1)
     sizes = computable(flat).abs()
