@@ -12,9 +12,9 @@ import torch
 
 from wcompress.archive import ArchiveReader
 from wcompress.checkpoint import Checkpoint, read_checkpoint
+from wcompress.codec.elements import entry_dtype, tensor_bytes
 from wcompress.codec.manifest import Manifest, TensorEntry
 from wcompress.codec.paper import root_mean_square
-from wcompress.codec.raw import entry_dtype, tensor_bytes
 from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
 from wcompress.errors import ArchiveError, ChecksumMismatch

@@ -17,10 +17,10 @@ import torch
 
 from wcompress.codec.class_model import ClassModel
 from wcompress.codec.context_model import ContextModel, check_length, stream_starts
+from wcompress.codec.elements import entry_dtype, round_to_dtype
 from wcompress.codec.levels import Levels
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.raw import entry_dtype, round_to_dtype
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, LAYOUTS, Sequencing
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError
