@@ -6,7 +6,6 @@ docs/format.md, "Exceptions", is the norm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,7 +18,7 @@ from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.units import MAX_GROWTH, pack_words, unpack_words
 from wcompress.entropy.histogram import Kind, Words, pack_bits, unpack_bits
 from wcompress.errors import ArchiveError
-from wcompress.fidelity import as_bytes, computable
+from wcompress.fidelity import as_bytes
 from wcompress.wire import ByteCursor, encode_varint
 
 Positions = npt.NDArray[np.int64]
@@ -30,38 +29,24 @@ _SAMPLE = 1 << 16
 _MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
 
 
-def split_exceptions(tensor: torch.Tensor, *, outliers: float | None) -> tuple[Positions, torch.Tensor]:
-    """What of a float tensor is to be kept beside the rest, and the rest.
+def without_exceptions(tensor: torch.Tensor, places: Positions) -> torch.Tensor:
+    """A copy of a contiguous CPU tensor with zeros at flat positions, int64 `[k]`."""
+    cleaned = tensor.clone()
+    as_bytes(cleaned).numpy().reshape(-1, tensor.element_size())[places] = 0
+    return cleaned
+
+
+def with_exceptions(tensor: torch.Tensor, places: Positions, values: torch.Tensor) -> torch.Tensor:
+    """The tensor with these elements in their places; changes it.
 
     Args:
-        tensor: contiguous CPU tensor of a float dtype, any shape.
-        outliers: how many times the tensor's robust scale an element may be, where the scale is the standard deviation
-            of normal numbers of the same median magnitude, zeros left out; None for no such limit.
-
-    Returns:
-        Ascending flat positions, int64 `[k]`, of elements that are NaN, infinite or larger than that; and the tensor
-        with zeros in their places, which is `tensor` itself where there are none.
+        tensor: contiguous, on the CPU.
+        places: flat positions, int64 `[k]`.
+        values: of the tensor's dtype `[k]`.
     """
-    flat = tensor.reshape(-1)
-    sizes = computable(flat).abs()
-    limit = torch.finfo(sizes.dtype).max
-    if outliers is not None:
-        limit = min(limit, outliers * _robust_scale(sizes))
-    # A NaN is not below any limit.
-    positions = np.flatnonzero(~(sizes <= limit).numpy()).astype(np.int64)
-    if not len(positions):
-        return positions, tensor
-    cleaned = tensor.clone()
-    as_bytes(cleaned).numpy().reshape(-1, tensor.element_size())[positions] = 0
-    return positions, cleaned
-
-
-def _robust_scale(sizes: torch.Tensor) -> float:
-    # Of an odd step's sample, so that no row length divides it; inf where nothing can be said.
-    step = max(1, sizes.numel() // _SAMPLE) | 1
-    some = sizes[::step].numpy()
-    usable = some[np.isfinite(some) & (some > 0)]
-    return float(np.median(usable)) / _MEDIAN_OF_NORMAL if len(usable) else math.inf
+    size = tensor.element_size()
+    as_bytes(tensor).numpy().reshape(-1, size)[places] = as_bytes(values.contiguous()).numpy().reshape(-1, size)
+    return tensor
 
 
 def encode_exceptions(rows: Sequence[tuple[int, Positions, torch.Tensor]]) -> bytes:

@@ -16,6 +16,7 @@ import torch
 from wcompress.archive import frame_bytes
 from wcompress.codec.class_encoder import ClassEncoder
 from wcompress.codec.context_encoder import ContextEncoder
+from wcompress.codec.elements import round_to_dtype
 from wcompress.codec.fine import encode_fine
 from wcompress.codec.floors import Floors, Groups, Shortfalls, about_db, capped, lowered, shortfalls
 from wcompress.codec.own_scales import WHOLE, OwnScales
@@ -23,7 +24,7 @@ from wcompress.codec.solution import EncoderConfig, Solution, finest_step
 from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
-from wcompress.fidelity import computable, energy, farthest
+from wcompress.fidelity import compare, computable, energy, farthest
 from wcompress.quantize.trellis import N_STATES, trellis
 
 Weights = npt.NDArray[np.floating]
@@ -32,7 +33,6 @@ Progress = Callable[[int, int, dict[str, float]], None]
 SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
 
-_MIN_CODED = 64
 _ROUNDS = 12
 _SMALL_MODEL_ROUNDS = 30
 _SETTLING_ROUNDS = 4
@@ -60,15 +60,14 @@ class Target:
     Attributes:
         sqnr_db: at least this SQNR.
         n_bytes: at most so many bytes for the whole archive.
+        wanted: the target of bytes as it was given.
+        in_words: what an archive of so many bytes is called, in the unit that the target was given in.
     """
 
     sqnr_db: float | None = None
     n_bytes: int | None = None
-
-
-def is_coded(tensor: torch.Tensor) -> bool:
-    """Whether a finite float tensor goes under the trellis; all others are kept finely."""
-    return tensor.ndim >= 2 and tensor.numel() >= _MIN_CODED
+    wanted: str = ""
+    in_words: Callable[[int], str] = "{} bytes".format
 
 
 def _fits_singles(array: npt.NDArray[np.floating]) -> bool:
@@ -120,6 +119,7 @@ class VaeSearch:
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         progress: Progress | None = None,
     ) -> None:
+        self._coded = coded
         arrays = [computable(tensor).numpy() for tensor in coded.values()]
         layouts = tuple(choose_layout(array, block_size // latent_dim) for array in arrays)
         n_weights = sum(array.size for array in arrays)
@@ -195,6 +195,20 @@ class VaeSearch:
             weights, multipliers = self._as_counted(solution.own_scales)
         noise = self.code(solution).squared_error(weights, multipliers, solution.ratios)
         return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
+
+    def restored_sqnr_db(self, solution: Solution) -> float:
+        """SQNR of what a reader will have, in the tensors' dtypes, as `wcompress.fidelity.compare` pools it; in dB.
+
+        Where no tensor has two dimensions, of all.
+        """
+        values = self.code(solution).restored(solution.ratios)
+        restored: dict[str, torch.Tensor] = {}
+        for index, (name, tensor) in enumerate(self._coded.items()):
+            flat = round_to_dtype(values[self._spans()[index]], tensor.dtype)
+            restored[name] = self.sequencing.unflatten(index, flat)
+        figures = compare(self._coded, restored)
+        found = [e.sqnr_db for e in figures.tensors.values() if e.sqnr_db is not None]
+        return figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
 
     def fine_sqnr_db(self, sqnr_db: float) -> float:
         """How precisely the fine tensors are kept beside coded ones of this SQNR."""
@@ -510,4 +524,5 @@ class _Bisection:
             return f"an SQNR of {self.target.sqnr_db} dB: {nearest}; `--method lossless` keeps every bit"
         assert self.target.n_bytes is not None
         n_bytes = round((1 - margin) * self.target.n_bytes)
-        return f"{self.target.n_bytes} bytes: {n_bytes} is the nearest; ask for more"
+        wanted = self.target.wanted or self.target.in_words(self.target.n_bytes)
+        return f"{wanted}: {self.target.in_words(n_bytes)} is the nearest; ask for a larger archive"

@@ -133,7 +133,7 @@ def choose_layout(array: npt.NDArray[np.floating], sub_size: int) -> str:
     """
     size = array.size
     n_sub = size // sub_size
-    if n_sub < 4:
+    if n_sub < 4 or array.ndim < 2:
         return "rows"
     candidates = LAYOUTS if array.ndim > 2 and math.prod(array.shape[2:]) > 1 else LAYOUTS[:2]
     if size > _LAYOUT_SAMPLE:
