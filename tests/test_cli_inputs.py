@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import wcompress
 from wcompress.cli import _COMMANDS, run
 from wcompress.cli.verdict import verdict
 from wcompress.codec.results import PackResult, TaskScore
+from wcompress.fidelity import Worst
 
 FAST = ["--effort", "1", "--threads", "1"]
 Run = Callable[..., tuple[int, str, str]]
@@ -315,7 +317,7 @@ def packed(**changes: Any) -> PackResult:
     return PackResult(**{**figures, **changes})
 
 
-WORST = {"tensor": "fc2.weight", "sqnr_db": 19.0, "row_sqnr_db": 11.04}
+WORST = Worst("fc2.weight", 19.0, 11.04, "fc1.weight")
 
 
 @pytest.mark.parametrize(
@@ -323,9 +325,20 @@ WORST = {"tensor": "fc2.weight", "sqnr_db": 19.0, "row_sqnr_db": 11.04}
     [
         (packed(), {}, "9.09x smaller. Lossy: SQNR 22.0 dB over all weights.\nRestore with: wcompress unpack m.pt.wcz"),
         (
-            packed(),
-            {"worst": WORST, "restorable": False},
-            "9.09x smaller. Lossy: every tensor keeps at least 19.0 dB, the worst row 11.0 dB (fc2.weight).",
+            packed(worst=WORST),
+            {"restorable": False},
+            "9.09x smaller. Lossy: every tensor keeps at least 19.0 dB (fc2.weight), every row at least 11.0 dB"
+            " (fc1.weight).",
+        ),
+        (
+            packed(worst=replace(WORST, row_tensor="fc2.weight")),
+            {"restorable": False},
+            "9.09x smaller. Lossy: every tensor keeps at least 19.0 dB (fc2.weight), every row at least 11.0 dB.",
+        ),
+        (
+            packed(worst=Worst("norm.bias", 37.25)),
+            {"restorable": False},
+            "9.09x smaller. Lossy: every tensor keeps at least 37.2 dB (norm.bias).",
         ),
         (
             packed(sqnr_db=None, max_abs_error=0.0, archive_bytes=3000, archive="a b.wcz"),

@@ -132,10 +132,11 @@ def test_parts_share_one_scale() -> None:
     assert inner is not None
     inner(1, 2, {"loss": 1.0})
     inner(2, 2, {})
+    inner(1, 9, {})  # it starts over
     outer(7, 5, {})  # more than all is all
     shares = [done / total for done, total, _ in reports]
-    assert shares == pytest.approx([0.5, 0.625, 0.75, 1.0], abs=1e-3)
-    assert [figures.get("stage") for _, _, figures in reports] == ["inner", "inner", "inner", None]
+    assert shares == pytest.approx([0.5, 0.625, 0.75, 0.75, 1.0], abs=1e-3)
+    assert [figures.get("stage") for _, _, figures in reports] == ["inner", "inner", "inner", "inner", None]
     assert part(None, 0.0, 1.0, "nobody listens") is None
 
 

@@ -19,15 +19,18 @@ def part(progress: Progress | None, start: float, end: float, stage: str | None 
         stage: what the part does, shown in place of any `stage` that it reports itself.
 
     Returns:
-        What the part calls; None when nobody listens.
+        What the part calls; None when nobody listens. Where the part starts over, its share stays as it was until it is
+        passed again: the whole never goes back.
     """
     if progress is None:
         return None
     whole = progress
+    reached = start
 
     def update(done: int, total: int, figures: Mapping[str, float | str]) -> None:
-        share = start + (end - start) * min(1.0, done / max(1, total))
-        whole(round(_RESOLUTION * share), _RESOLUTION, figures if stage is None else {**figures, "stage": stage})
+        nonlocal reached
+        reached = max(reached, start + (end - start) * min(1.0, done / max(1, total)))
+        whole(round(_RESOLUTION * reached), _RESOLUTION, figures if stage is None else {**figures, "stage": stage})
 
     if stage is not None:
         update(0, 1, {})  # so that the stage is shown at once

@@ -181,6 +181,8 @@ def _pack(
 
 
 def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = True) -> Answer:
+    for warning in result.warnings:
+        out.message(f"warning: {warning}")
     if result.left_out:
         out.message(f"not part of the model, left out: {', '.join(result.left_out)}")
     rows = [

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wcompress.cli.common import times
 
@@ -12,16 +11,14 @@ if TYPE_CHECKING:
     from wcompress.codec.results import PackResult
 
 
-def verdict(result: PackResult, *, worst: Mapping[str, Any] | None = None, restorable: bool = True) -> str:
+def verdict(result: PackResult, *, restorable: bool = True) -> str:
     """Two to four sentences: how much smaller, what was lost, how to restore.
 
     Args:
         result: of the pack.
-        worst: of what is coded with loss: `tensor` (a name), `sqnr_db` and `row_sqnr_db` (dB, each may be None); None
-            where it is not known.
         restorable: the archive lies where `result.archive` says, so that a command can name it.
     """
-    sentences = [_size(result), _loss(result, worst)]
+    sentences = [_size(result), _loss(result)]
     if result.task is not None:
         task = result.task
         sentences.append(
@@ -47,12 +44,16 @@ def _size(result: PackResult) -> str:
     return f"Not smaller: the archive is {times(1 / result.ratio)} the size of the model{why}."
 
 
-def _loss(result: PackResult, worst: Mapping[str, Any] | None) -> str:
+def _loss(result: PackResult) -> str:
     if not result.max_abs_error:
         return "Lossless: every value is kept exactly."
     from wcompress.checkpoint.messages import shown
 
-    if worst is None or worst["sqnr_db"] is None:
+    worst = result.worst
+    if worst is None:
         return "Lossy." if result.sqnr_db is None else f"Lossy: SQNR {result.sqnr_db:.1f} dB over all weights."
-    row = "" if worst["row_sqnr_db"] is None else f", the worst row {worst['row_sqnr_db']:.1f} dB"
-    return f"Lossy: every tensor keeps at least {worst['sqnr_db']:.1f} dB{row} ({shown(worst['tensor'])})."
+    row = ""
+    if worst.row_sqnr_db is not None:
+        place = "" if worst.row_tensor in (None, worst.tensor) else f" ({shown(worst.row_tensor)})"
+        row = f", every row at least {worst.row_sqnr_db:.1f} dB{place}"
+    return f"Lossy: every tensor keeps at least {worst.sqnr_db:.1f} dB ({shown(worst.tensor)}){row}."
