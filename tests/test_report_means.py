@@ -175,10 +175,10 @@ def test_only_trainings_of_one_network_have_means(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2, 2)}, tmp_path / "b.pt")
     for models, message in (
         ([model, model], "passed twice"),
-        ([model], "pass two or more"),
-        ([model, tmp_path / "b.pt"], r"b\.pt: tensor '0\.weight' is not as in a\.pt"),
+        ([model], "need two or more"),
+        ([model, tmp_path / "b.pt"], r"b\.pt: tensor '0\.weight' differs from a\.pt"),
         ([tiny(0), {**tiny(1), "more": torch.ones(1)}], "tensor 'more'"),
-        ([tiny(0), {name: tensor.double() for name, tensor in tiny(1).items()}], "is not as in"),
+        ([tiny(0), {name: tensor.double() for name, tensor in tiny(1).items()}], "differs from"),
     ):
         with pytest.raises(OptionError, match=message):
             report_means(models, TinyTask(), tmp_path / "out", settings=[], force=True)
@@ -207,17 +207,17 @@ GOOD = {"label": "x", "ratio": 2.0, "score": 50.0}
         ({"peers": [GOOD], "dataset": 3}, "'dataset' is not text"),
         ([3], "peer 1: not an object"),
         ([GOOD, {**GOOD, "label": ""}], "peer 2: 'label'"),
-        ([{**GOOD, "ratio": "2"}], "peer 1: 'ratio' is missing or no finite number"),
-        ([{**GOOD, "ratio": True}], "'ratio' is missing or no finite number"),
+        ([{**GOOD, "ratio": "2"}], "peer 1: 'ratio' is missing or not a finite number"),
+        ([{**GOOD, "ratio": True}], "'ratio' is missing or not a finite number"),
         ([{**GOOD, "ratio": 0}], "'ratio' is 0"),
-        ([{**GOOD, "ratio": 10**400}], "no finite number"),
-        ([{**GOOD, "score": float("nan")}], "'score' is missing or no finite number"),
+        ([{**GOOD, "ratio": 10**400}], "not a finite number"),
+        ([{**GOOD, "score": float("nan")}], "'score' is missing or not a finite number"),
         ([{"label": "x", "ratio": 2.0}], "'score' is missing"),
         ([{**GOOD, "scroe": 2}], "unknown key 'scroe'"),
         ([{**GOOD, "ratio_spread": [1]}], r"'ratio_spread' is not \[least, most\]"),
-        ([{**GOOD, "ratio_spread": [3, 4]}], "which does not hold 2"),
+        ([{**GOOD, "ratio_spread": [3, 4]}], "which does not include 2"),
         ([{**GOOD, "ratio_spread": [0, 4]}], "is 0 to 4"),
-        ([{**GOOD, "score_spread": [40, "60"]}], "'score_spread' is missing or no finite number"),
+        ([{**GOOD, "score_spread": [40, "60"]}], "'score_spread' is missing or not a finite number"),
     ],
 )
 def test_bad_peers_are_refused(tmp_path: Path, content: Any, message: str) -> None:

@@ -16,11 +16,8 @@ from wcompress.codec.encoding import encode
 from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.evaluate import score
-from wcompress.progress import Progress, part
 from wcompress.tasks import Task, load_task
-
-_PACKING_SHARE = 0.98
-"""Of the progress of a pack with a task; the rest is for the last score."""
+from wcompress.vae.training import Progress
 
 
 def pack(
@@ -56,17 +53,15 @@ def pack(
     if isinstance(task, str):
         task = load_task(task, data_dir=data_dir)
     checkpoint = read_checkpoint(source, key=overrides.get("key", options.key if options else None))
-    part(progress, 0.0, 0.0, "scoring the model")
     before = score(task, checkpoint.tensors)
     result, restored = packing.pack_and_restore(
         source,
         output,
         options,
-        progress=part(progress, 0.0, _PACKING_SHARE),
+        progress=progress,
         encoder=_encoder(task, source, output, options, overrides),
         **overrides,
     )
-    part(progress, _PACKING_SHARE, 1.0, "scoring the restored model")
     return replace(result, task=TaskScore(task.name, task.dataset, before, score(task, restored)))
 
 

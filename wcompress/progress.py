@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 Progress = Callable[[int, int, Mapping[str, float | str]], None]
 """Called with the work done, the work in all, and figures to show; a figure named `stage` says what is being done."""
 
-_RESOLUTION = 10_000
+_RESOLUTION = 1000
 
 
 def part(progress: Progress | None, start: float, end: float, stage: str | None = None) -> Progress | None:

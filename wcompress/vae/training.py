@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wcompress.progress import Progress
+from wcompress.progress import Progress as Progress
 from wcompress.vae.networks import FullyConnectedVAE
 from wcompress.vae.objective import kl_divergence, reconstruction_nats, reparameterise
 
