@@ -13,7 +13,7 @@ from wcompress.errors import ArchiveError
 METHODS = ("paper", "vae", "lossless")
 """Literal, append-only identifiers of how float tensors are coded."""
 
-METHOD_VERSIONS = {"paper": 3, "vae": 4, "lossless": 2}
+METHOD_VERSIONS = {"paper": 5, "vae": 5, "lossless": 5}
 """The format version in which each method is written now."""
 
 CODED_DTYPES = (

@@ -60,7 +60,7 @@ class Restorer:
             names = [entry.name for entry in entries if entry.kind == kind]
             if names:
                 if kind not in self._whole:
-                    self._whole[kind] = decode(self._section(kind), self._manifest.of_kind(kind))
+                    self._whole[kind] = decode(self._section(kind), self._manifest.of_kind(kind), self._version)
                 tensors |= {name: self._whole[kind][name] for name in names}
         return tensors
 
