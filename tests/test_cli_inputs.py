@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -343,7 +344,7 @@ WORST = Worst("fc2.weight", 19.0, 11.04, "fc1.weight")
             "9.09x smaller. Lossy: every tensor keeps at least 19.0 dB (fc2.weight), every row at least 11.0 dB.",
         ),
         (
-            packed(worst=Worst("norm.bias", 37.25)),
+            packed(worst=Worst("norm.bias", 37.29)),
             {"restorable": False},
             "9.09x smaller. Lossy: every tensor keeps at least 37.2 dB (norm.bias).",
         ),
@@ -375,6 +376,27 @@ def test_verdict(result: PackResult, options: dict[str, Any], text: str) -> None
 def test_lossless_and_lossy_packs_say_so(cli: Run, models: list[str]) -> None:
     assert "Lossy: " in cli("pack", models[0], *FAST)[1]
     assert "Lossless: every value is kept exactly." in cli("pack", models[1], *FAST, "--method", "lossless")[1]
+
+
+def test_pack_inspect_and_verify_name_the_worst_tensor_and_row(cli: Run, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(64, 64, generator=generator) for _ in range(2))
+    second[:8] *= 0.2  # rows that keep less
+    torch.save({"first": first, "second": second}, tmp_path / "m.pt")
+    code, out, _ = cli("pack", "m.pt", *FAST, "--json")
+    worst = json.loads(out)["worst"]
+    assert code == 0
+    assert worst["row_tensor"] == "second"
+    summary = " ".join(cli("pack", "m.pt", *FAST, "-f")[1].split())
+    assert f"({worst['tensor']}), every row at least " in summary
+    for command in (["inspect", "m.pt.wcz"], ["verify", "m.pt.wcz", "--against", "m.pt"]):
+        code, out, _ = cli(*command)
+        assert code == 0
+        assert re.search(rf"worst tensor +│ +{worst['sqnr_db']:.1f} dB, {worst['tensor']} ", out), out
+        assert re.search(rf"worst row +│ +{worst['row_sqnr_db']:.1f} dB, of second ", out), out
+    assert cli("pack", "m.pt", *FAST, "-f", "--method", "lossless")[0] == 0
+    assert "worst" not in cli("inspect", "m.pt.wcz")[1]
+    assert "worst" not in cli("verify", "m.pt.wcz", "--against", "m.pt")[1]
 
 
 def test_trellis_is_another_name_of_vae(cli: Run, models: list[str], tmp_path: Path) -> None:

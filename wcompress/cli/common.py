@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from wcompress.fidelity import Worst
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -134,6 +136,18 @@ def figures_table(title: str, rows: list[tuple[str, str]]) -> Table:
     for name, value in rows:
         table.add_row(escape(name), escape(value))
     return table
+
+
+def worst_rows(worst: Worst | None) -> list[tuple[str, str]]:
+    """Rows for the tensor and the row that lost most; none where nothing was lost."""
+    if worst is None:
+        return []
+    from wcompress.checkpoint.messages import shown
+
+    rows = [("worst tensor", f"{worst.sqnr_db:.1f} dB, {shown(worst.tensor)}")]
+    if worst.row_sqnr_db is not None:
+        rows.append(("worst row", f"{worst.row_sqnr_db:.1f} dB, of {shown(worst.row_tensor)}"))
+    return rows
 
 
 def plain(sentences: str) -> Text:

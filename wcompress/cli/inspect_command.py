@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wcompress.cli.common import Output, common_options, decibels, figures_table, n_bytes, times
+from wcompress.cli.common import Output, common_options, decibels, figures_table, n_bytes, times, worst_rows
 from wcompress.cli.inputs import Answer, answer_each
 
 _EPILOG = """Examples:
@@ -41,6 +41,7 @@ def _inspect(archive: Path) -> Answer:
         ("archive", n_bytes(result.archive_bytes)),
         ("ratio, every byte counted", times(result.ratio)),
         ("SQNR", decibels(result.sqnr_db)),
+        *worst_rows(result.worst),
         ("SHA-256 of the tensors", result.sha256),
     ]
     if result.latent_ratio is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -55,5 +56,10 @@ def _loss(result: PackResult) -> str:
     row = ""
     if worst.row_sqnr_db is not None:
         place = "" if worst.row_tensor in (None, worst.tensor) else f" ({shown(worst.row_tensor)})"
-        row = f", every row at least {worst.row_sqnr_db:.1f} dB{place}"
-    return f"Lossy: every tensor keeps at least {worst.sqnr_db:.1f} dB ({shown(worst.tensor)}){row}."
+        row = f", every row at least {_floored(worst.row_sqnr_db)} dB{place}"
+    return f"Lossy: every tensor keeps at least {_floored(worst.sqnr_db)} dB ({shown(worst.tensor)}){row}."
+
+
+def _floored(value: float) -> str:
+    # What is said to be kept at least must not be rounded up.
+    return f"{math.floor(10 * value) / 10:.1f}"

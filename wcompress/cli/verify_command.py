@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from wcompress.cli.common import Output, common_options, decibels, figures_table
+from wcompress.cli.common import Output, common_options, decibels, figures_table, worst_rows
 from wcompress.cli.failures import failure_of
 from wcompress.cli.inputs import Answer, answer_each
 from wcompress.errors import ArchiveError, OptionError
+
+if TYPE_CHECKING:
+    from wcompress.fidelity import TensorError, Worst
 
 _EPILOG = """Examples:
 
@@ -52,9 +57,21 @@ def _verify(out: Output, archive: Path, against: Path | None, key: str | None) -
         rows += [
             ("same as the model, bit for bit", "yes" if result.lossless else "no"),
             ("SQNR", decibels(result.sqnr_db)),
+            *worst_rows(_worst(result.tensors or {})),
             ("largest error", error_text),
         ]
     rows.append(("SHA-256 of the tensors", result.sha256))
     for line in result.errors:
         click.echo(f"wcompress: {archive}: {line}", err=True)
     return Answer(result.to_json(), [figures_table(str(archive), rows)], 0 if result.ok else 1)
+
+
+def _worst(errors: Mapping[str, TensorError]) -> Worst | None:
+    from wcompress.fidelity import Worst
+
+    tensors = {name: error.sqnr_db for name, error in errors.items() if error.sqnr_db is not None}
+    rows = {name: error.worst_row_db for name, error in errors.items() if error.worst_row_db is not None}
+    if not tensors:
+        return None
+    tensor, row = min(tensors, key=tensors.__getitem__), min(rows, key=rows.__getitem__, default=None)
+    return Worst(tensor, tensors[tensor], None if row is None else rows[row], row)
