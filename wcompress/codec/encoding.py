@@ -13,7 +13,7 @@ from wcompress.codec.lossless import encode_lossless
 from wcompress.codec.manifest import Manifest, TensorEntry
 from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.own_scales_rule import multiplier, own_scales, scales_that_count
+from wcompress.codec.own_scales_rule import default_sqnr_db, multiplier, own_scales, scales_that_count
 from wcompress.codec.plan import Plan, plan_tensors
 from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import Solution
@@ -25,9 +25,6 @@ from wcompress.progress import part
 
 if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
-
-DEFAULT_SQNR_DB = 22.0
-"""Where nothing is asked for; see docs/decisions/0004."""
 
 _MOST_AGAIN, _SQNR_TOLERANCE_DB = 5, 0.15
 _EPOCHS_PER_EFFORT = 100  # effort 5, the default, is the paper's limit of 500
@@ -81,7 +78,7 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
     Raises:
         TargetUnreachable: no archive meets the target.
     """
-    plan = plan_tensors(checkpoint, options.method, exact_bits=_exact_bits(options))
+    plan = plan_tensors(checkpoint, options.method, exact_bits=_exact_bits(checkpoint, options))
     kept = {"raw": encode_raw(plan.raw.values()), "exceptions": encode_exceptions(plan.exception_rows())}
     if options.method == "paper":
         encoded = _paper(plan, options, device, progress)
@@ -92,13 +89,13 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
     return replace(encoded, payloads={**encoded.payloads, **kept}, method=options.method)
 
 
-def _exact_bits(options: PackOptions) -> float:
+def _exact_bits(checkpoint: Checkpoint, options: PackOptions) -> float:
     # A little more than a coded weight takes; what takes no more bit for bit is best kept so.
     if options.bits_per_weight is not None:
         return options.bits_per_weight
     if options.ratio is not None:
         return 32 / options.ratio
-    return (DEFAULT_SQNR_DB if options.sqnr is None else options.sqnr) / 6.02 + 0.8
+    return (default_sqnr_db(checkpoint.tensors) if options.sqnr is None else options.sqnr) / 6.02 + 0.8
 
 
 def _paper(
@@ -146,7 +143,7 @@ def _vae(
         manifest = about.manifest(checkpoint, *((-100.123, worst) if math.isfinite(sqnr_db) else ()))
         return [len(manifest.to_bytes()), *kept_bytes]
 
-    target = Target(sqnr_db=DEFAULT_SQNR_DB if options.sqnr is None else options.sqnr)
+    target = Target(sqnr_db=default_sqnr_db(checkpoint.tensors) if options.sqnr is None else options.sqnr)
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     if budget is not None:
         target = Target(
@@ -170,6 +167,7 @@ def _vae(
         effort=options.effort,
         seed=options.seed,
         device=device,
+        exact_energy=plan.exact_energy() if by_sqnr else 0.0,
         floors=options.floors,
         other_bytes=other_bytes,
         progress=progress,

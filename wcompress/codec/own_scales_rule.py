@@ -22,10 +22,30 @@ from wcompress.codec.own_scales import OwnScales
 from wcompress.fidelity import computable, energy
 
 _RECURRENT = "weight_hh"  # as torch names it
+_SHALLOW, _SHALLOW_DB, _SMALLEST_LAYER = 6, 22.0, 64
+_DEEPEST_DB, _NORM_DB, _RECURRENT_DB = 12.0, 10.0, 8.0
 _LEAST_SHARE = 2.0**-10  # of the weights: what is smaller is fine enough
 # Octaves that a step, relative to its tensor's scale, may be from that of most weights; the last is a weight's share.
 _MOST_COARSER, _MOST_FINER, _FINER_SHARE = 0.75, 4.0, 0.1
 _MULTIPLIER, _CAREFUL_MULTIPLIER = 0.15, 0.05
+
+
+def default_sqnr_db(tensors: Mapping[str, torch.Tensor]) -> float:
+    """The SQNR that a model needs where nothing is asked for, as `scales_that_count` counts it; in dB.
+
+    Each layer adds its relative error to the output, so that ten times as many take 10 dB more. Where norms keep the
+    statistics of layers, and where weights act at each of many time steps, errors count for more (docs/decisions/0007).
+
+    Args:
+        tensors: the whole model, in order.
+    """
+    n_layers = sum(t.is_floating_point() and t.ndim > 1 and t.numel() >= _SMALLEST_LAYER for t in tensors.values())
+    deeper = 10 * math.log10(max(1.0, n_layers / _SHALLOW))
+    if _followed_by_norm(tensors):
+        return _SHALLOW_DB + deeper + _NORM_DB
+    return (
+        _SHALLOW_DB + min(deeper, _DEEPEST_DB) + (_RECURRENT_DB if any(_RECURRENT in name for name in tensors) else 0)
+    )
 
 
 def multiplier(tensors: Mapping[str, torch.Tensor]) -> float:

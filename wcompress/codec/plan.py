@@ -24,9 +24,10 @@ LARGEST = 1e100
 _MIN_CODED = 64  # elements of a tensor of two or more dimensions
 _LONG = 1 << 14  # elements of one of one dimension
 _NARROW = 1 << 16  # elements of one whose rows are too short to have a quality
-_OUTLIER = 50.0  # standard deviations of its row and of its column
+_OUTLIER = 50.0  # standard deviations of its tensor, row and column
 _MOST_OUTLIERS = 0.02  # of a tensor; more are no outliers
 _SUSPECT = 8.0
+_SAMPLE = 1 << 16
 _MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
 ALWAYS_EXACT_BITS = 2.0
 """An element's, of what is recognised as no weights: so little is never saved."""
@@ -50,6 +51,12 @@ class Plan:
     fine: dict[str, torch.Tensor]
     raw: dict[str, torch.Tensor]
     exceptions: dict[int, tuple[Positions, torch.Tensor]] = field(default_factory=dict)
+
+    def exact_energy(self) -> float:
+        """Σw² of the finite exceptions of tensors of two or more dimensions."""
+        values = [value for index, (_, value) in self.exceptions.items() if len(self.entries[index].shape) > 1]
+        finite = [v[v.isfinite()] for v in (computable(value).double() for value in values)]
+        return float(sum(float(v.square().sum()) for v in finite))
 
     def exception_rows(self) -> list[tuple[int, Positions, torch.Tensor]]:
         """As `wcompress.codec.exceptions.encode_exceptions` takes them."""
@@ -167,8 +174,9 @@ def _exact(floats: Iterable[tuple[str, torch.Tensor]], exact_bits: float) -> set
 def exceptional(tensor: torch.Tensor) -> Positions:
     """Ascending flat positions of elements to be kept beside a coded rest, int64 `[k]`.
 
-    NaN, infinities and numbers beyond `LARGEST`; and outliers: more than 50 times as large as is usual in their row and
-    in their column, where usual is the standard deviation of normal numbers with the same median magnitude.
+    NaN, infinities and numbers beyond `LARGEST`; and outliers: more than 50 times as large as is usual in their tensor,
+    in their row and in their column, where usual is the standard deviation of normal numbers with the same median
+    magnitude. A row of which little is left beside a few ordinary weights has no outliers.
 
     Args:
         tensor: contiguous, of a float dtype.
@@ -196,6 +204,8 @@ def _outliers(sizes: npt.NDArray[np.floating], shape: tuple[int, ...]) -> Positi
     else:
         found = _far_in_rows(sizes.reshape(shape[0], -1))
         columns = np.moveaxis(sizes.reshape(shape), 1, 0)
+    if len(found):
+        found = found[sizes[found] > _OUTLIER * _usual(sizes[:: max(1, n // _SAMPLE) | 1])]
     if not 0 < len(found) <= _MOST_OUTLIERS * n:
         return np.zeros(0, np.int64)
     if columns is None or columns[0].size < LEAST_GROUP:

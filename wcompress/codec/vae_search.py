@@ -43,8 +43,9 @@ _SETTLING_ROUNDS = 4
 _ROUNDS_PER_ANCHOR = 6
 _SQNR_SLACK_DB = 0.05
 _BYTES_SLACK = 0.004
-_FINE_MARGIN_DB = 14.0
-_FINE_RANGE_DB = (24.0, 60.0)
+_FINE_MARGIN_DB, _FINE_MARGIN_FROM_DB = (14.0, 32.0), 18.0
+_FINE_RANGE_DB = (24.0, 90.0)
+_MOST_EXACT = 9.0  # times the coded weights' energy
 _STATES = {1: 1, 2: 64, 3: 64, 4: 64, 5: 64, 6: 256, 7: 1024, 8: 4096, 9: 16384}
 _MOST_SEARCHED = 1 << 27  # bytes that a search may take in each thread
 _QUICK_STATES = 64  # with fewer the search takes as long
@@ -93,6 +94,7 @@ class VaeSearch:
         effort: 1 to 9.
         seed: of the prior.
         device: to train it on.
+        exact_energy: Σw² of what is kept exactly beside the coded weights and counts in their SQNR.
         floors: hold each tensor, row and channel to its floor, see `wcompress.codec.floors`.
         other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
         progress: called as the search goes on.
@@ -112,6 +114,7 @@ class VaeSearch:
         effort: int,
         seed: int,
         device: str,
+        exact_energy: float = 0.0,
         floors: bool = True,
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         progress: Progress | None = None,
@@ -152,6 +155,9 @@ class VaeSearch:
         )
         self._use(own_scales, ContextEncoder if by_context else ClassEncoder, config)
         self._signal = energy(self._counted[0])
+        # What dwarfs all else may not buy it cheap.
+        self._exact_share = min(exact_energy / self._signal, _MOST_EXACT) if self._signal else 0.0
+        self._signal *= 1 + self._exact_share
 
     def _use(self, own_scales: OwnScales, kind: type[ContextEncoder | ClassEncoder], config: EncoderConfig) -> None:
         """Quantise under these scales from now on."""
@@ -205,11 +211,13 @@ class VaeSearch:
             restored[name] = self.sequencing.unflatten(index, flat)
         figures = compare(self._coded, restored)
         found = [e.sqnr_db for e in figures.tensors.values() if e.sqnr_db is not None]
-        return figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
+        sqnr_db = figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
+        return sqnr_db + 10 * math.log10(1 + self._exact_share)
 
     def fine_sqnr_db(self, sqnr_db: float) -> float:
         """How precisely the fine tensors are kept beside coded ones of this SQNR."""
-        return min(max(sqnr_db + _FINE_MARGIN_DB, _FINE_RANGE_DB[0]), _FINE_RANGE_DB[1])
+        margin = min(max(sqnr_db - _FINE_MARGIN_FROM_DB, 0.0) + _FINE_MARGIN_DB[0], _FINE_MARGIN_DB[1])
+        return min(max(sqnr_db + margin, _FINE_RANGE_DB[0]), _FINE_RANGE_DB[1])
 
     def sections(self, solution: Solution) -> dict[str, bytes]:
         """Payloads of all the method's sections."""
@@ -375,7 +383,7 @@ class VaeSearch:
         sample._multipliers = self._multipliers if len(self._multipliers) == 1 else self._multipliers[taken]
         sample._counted = tuple(part if len(part) == 1 else part[taken] for part in self._counted)  # type: ignore[assignment]
         sample._estimates, sample._correction = True, 0
-        sample._signal = energy(sample._counted[0])
+        sample._signal = energy(sample._counted[0]) * (1 + self._exact_share)
         config = replace(self._encoder.config, use_prior=False)
         sample._encoder = ClassEncoder(sample._scaled(), sample.sequencing, config)
         if target.n_bytes is not None:
