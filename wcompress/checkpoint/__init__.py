@@ -27,8 +27,9 @@ carries; `write_checkpoint` writes safetensors or a plain `.pt`.
 
 from __future__ import annotations
 
+from wcompress.checkpoint import state_metadata
 from wcompress.checkpoint.read import Checkpoint, read_checkpoint
 from wcompress.checkpoint.tensors import dtype_from_name, dtype_name
 from wcompress.checkpoint.write import write_checkpoint
 
-__all__ = ["Checkpoint", "dtype_from_name", "dtype_name", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "dtype_from_name", "dtype_name", "read_checkpoint", "state_metadata", "write_checkpoint"]

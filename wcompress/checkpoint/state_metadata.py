@@ -18,6 +18,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 KEY = "state_dict._metadata"
 """The name of the text among an archive's or a safetensors file's metadata."""
 
@@ -106,6 +108,16 @@ def from_text(text: str, names: Iterable[str]) -> Versions | None:
         else:
             return None
     return checked(versions)
+
+
+def attached(tensors: dict[str, torch.Tensor], versions: Versions | None) -> dict[str, torch.Tensor]:
+    """Returns the tensors as `state_dict()` would, with `_metadata`; as they are where there are no versions."""
+    if not versions:
+        return tensors
+    state: OrderedDict[str, torch.Tensor] = OrderedDict(tensors)
+    # torch keeps it as an attribute of the dictionary.
+    state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
+    return state
 
 
 def _entries(short: Any) -> Any:

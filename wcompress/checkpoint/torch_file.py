@@ -107,7 +107,8 @@ def _load_zip(path: Path, mapped: mmap.mmap, where: str) -> object:
         if len(records) != len(archive.infolist()):
             raise PickleDamage("two of its records have the same name")
         folder = next(name for name in records if name.endswith("/data.pkl")).removesuffix("data.pkl")
-        is_foreign = f"{folder}byteorder" in records and archive.read(f"{folder}byteorder") == b"big"
+        order = records.get(f"{folder}byteorder")
+        is_foreign = order is not None and _record_bytes(archive, order, mapped).numpy().tobytes() == b"big"
         storages: dict[str, torch.Tensor] = {}
 
         def data_of(key: str, dtype: torch.dtype) -> torch.Tensor:
@@ -129,7 +130,7 @@ def _load_zip(path: Path, mapped: mmap.mmap, where: str) -> object:
             name = key.decode("latin-1") if isinstance(key, bytes) else str(key)
             return Storage(dtype, n_elements, data_of(name, dtype))
 
-        content = archive.read(f"{folder}data.pkl")
+        content = _record_bytes(archive, records[f"{folder}data.pkl"], mapped).numpy().tobytes()
         return _run(Cursor(content), _rebuilder(where, outside), len(mapped))
 
 

@@ -24,7 +24,7 @@ from wcompress.codec.results import PackResult
 from wcompress.device import default_threads, resolve_device, torch_threads
 from wcompress.errors import OptionError
 from wcompress.fidelity import compare
-from wcompress.files import atomic_output, check_output
+from wcompress.files import archive_path, atomic_output, check_output
 
 Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
 """Finds what to store; `encode` is one."""
@@ -68,11 +68,11 @@ def pack_and_restore(
     if output is None:
         if source_path is None:
             raise OptionError("pack: a dict of tensors has no file name; pass `output`")
-        output = f"{source_path}.wcz"
+        output = archive_path(source_path)
     device = resolve_device(options.device)
     if not options.dry_run:
         check_output(output, force=options.force, source=source_path)
-    checkpoint = read_checkpoint(source, key=options.key)
+    checkpoint = read_checkpoint(source, key=options.key, strict=options.strict)
     if not options.dry_run:
         for shard in checkpoint.shards:
             check_output(output, force=options.force, source=shard)
@@ -100,9 +100,11 @@ def pack_and_restore(
         sha256=encoded.digest.hex(),
         seconds={"total": time.perf_counter() - start, **encoded.seconds},
         left_out=checkpoint.left_out,
+        left_out_tensors=checkpoint.left_out_tensors,
         max_abs_error=encoded.max_abs_error,
         dry_run=options.dry_run,
         history=encoded.history,
+        warnings=checkpoint.notes,
     )
     return result, encoded.restored
 
