@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +53,13 @@ def is_container(value: object) -> bool:
     return isinstance(value, (Mapping, list, tuple))
 
 
-def tensors_below(content: object) -> list[_Found]:
-    """Returns the tensors and arrays in a value; each container is visited once, however often it occurs."""
+def tensors_below(content: object, skip: Callable[[str, object], bool] | None = None) -> list[_Found]:
+    """Returns the tensors and arrays in a value; each container is visited once, however often it occurs.
+
+    Args:
+        content: The value.
+        skip: Tells of a dictionary's entry, by name and value, whether to pass it over.
+    """
     found: list[_Found] = []
     seen: set[int] = set()
     waiting: list[object] = [content]
@@ -68,7 +73,7 @@ def tensors_below(content: object) -> list[_Found]:
             continue
         seen.add(id(value))
         if isinstance(value, Mapping):
-            waiting += value.values()
+            waiting += [v for n, v in value.items() if skip is None or not skip(str(n), v)]
         elif isinstance(value, Inert):
             waiting += value.parts()
         else:
@@ -76,9 +81,9 @@ def tensors_below(content: object) -> list[_Found]:
     return found
 
 
-def holds_tensors(content: object) -> bool:
-    """Tells whether there is a tensor or an array in a value."""
-    return bool(tensors_below(content))
+def holds_tensors(content: object, skip: Callable[[str, object], bool] | None = None) -> bool:
+    """Tells whether there is a tensor or an array in a value; `skip` is as in `tensors_below`."""
+    return bool(tensors_below(content, skip))
 
 
 def n_elements(content: object) -> int:

@@ -30,9 +30,7 @@ WRAPPERS = (
 )
 _INNER_WRAPPERS = ("state_dict", "model_state_dict")
 # Running averages of the weights, which are another set of them: a user says which is wanted.
-_AVERAGE = re.compile(
-    r"(?<![a-z])(ema|swa|polyak|averaged?|shadow)(?![a-z])|(?<=[a-z])E(MA|ma)(?![a-z])", re.IGNORECASE
-)
+_AVERAGE = re.compile(r"(?i:(?<![a-z])(ema|swa|polyak|averaged?|shadow)(?![a-z]))|(?<=[a-z])E(MA|ma)(?![a-z])")
 _TRAINING_ONLY = re.compile(r"optim|sched|scaler|rng|random_state|callbacks|loops|hparams|hyper_param", re.IGNORECASE)
 _MAX_DEPTH = 32
 _MAX_ENTRIES = 4_000_000
@@ -147,8 +145,7 @@ class _Selector:
             for name, value in content.items()
             if isinstance(name, str)
             and not _is_training_state(name, value)
-            and self._content.as_mapping(value) is not None
-            and holds_tensors(self._content.as_mapping(value))
+            and holds_tensors(self._content.as_mapping(value), _is_training_state)
         ]
 
     def _choose(self, content: Mapping[object, object], path: list[str], is_weights: bool) -> str | None:

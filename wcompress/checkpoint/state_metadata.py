@@ -49,7 +49,7 @@ def checked(metadata: object) -> Versions | None:
             return None
         versions[name] = dict(entries)
     try:
-        json.dumps(versions, allow_nan=False).encode()
+        json.dumps(versions, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:
         return None
     return versions
