@@ -1328,6 +1328,8 @@ def test_a_folder_with_one_model_file_is_that_file(tmp_path: Path) -> None:
     save(folder / "pytorch_model.bin", V)
     save_file(W, folder / "model.safetensors")
     assert read_checkpoint(folder).source == "model.safetensors"
+    save(folder / "other.pt", V)
+    assert "'model.safetensors', 'other.pt'" in str(refusal(UnsupportedCheckpoint, folder))
     save_file(V, folder / "other.safetensors")
     error = refusal(UnsupportedCheckpoint, folder)
     assert "'model.safetensors', 'other.safetensors'" in str(error)

@@ -472,9 +472,13 @@ def test_plain_pickles_of_tensors_and_arrays(tmp_path: Path, protocol: int) -> N
     assert checkpoint.ties == {"tied": "w"}
     with pytest.raises(UnsafeCheckpoint):
         read_checkpoint(path, strict=True)
-    path.write_bytes(pickle.dumps({"a": 3, "b": Namespace()}, protocol=protocol))
+    path.write_bytes(pickle.dumps({"a": 3}, protocol=protocol))
     with pytest.raises(UnsupportedCheckpoint, match="no tensors"):
         read_checkpoint(path)
+    for content in ({"a": 3, "b": Namespace()}, Namespace(a=torch.ones(3))):
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+        with pytest.raises(UnsafeCheckpoint, match=r"argparse\.Namespace needs"):
+            read_checkpoint(path)
 
 
 def test_dictionaries_of_another_class_are_dictionaries(tmp_path: Path) -> None:

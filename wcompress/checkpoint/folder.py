@@ -24,7 +24,7 @@ _CONVERT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
 
 
 def model_file(folder: Path) -> Path:
-    """Returns the model file in a folder: an index of shards, else the only `.safetensors` file, else the only file.
+    """Returns the model file in a folder: an index of shards, else the only file, `.safetensors` before a pickle of it.
 
     Raises:
         UnsupportedCheckpoint: There is none, or no telling which (exit code 2), or the folder is a checkpoint of
@@ -42,11 +42,13 @@ def model_file(folder: Path) -> Path:
         command = f"python {shlex.quote(shown(folder / 'zero_to_fp32.py'))} {shlex.quote(where)} model"
         raise unsupported(where, f"is a folder of DeepSpeed ZeRO; convert it with `{command}` and pack what that makes")
     indices = [name for name in names if name.endswith(_INDEX)]
+    files = [name for name in names if name.lower().endswith(_SUFFIXES) and not _is_beside(name)]
+    safe = [name for name in files if name.lower().endswith(".safetensors")]
+    models = {_model_name(name) for name in safe}
     for found in (
         [name for name in indices if ".safetensors" in name],
-        [] if any(name.endswith(".safetensors") for name in names) else indices,
-        [name for name in names if name.lower().endswith(".safetensors") and not _is_beside(name)],
-        [name for name in names if name.lower().endswith(_SUFFIXES) and not _is_beside(name)],
+        [] if safe else indices,
+        [name for name in files if name in safe or _model_name(name) not in models],
     ):
         if len(found) == 1:
             return folder / found[0]
@@ -59,6 +61,11 @@ def model_file(folder: Path) -> Path:
         )
     looked_for = ", ".join(("*.index.json", *(f"*{suffix}" for suffix in _SUFFIXES[:5])))
     raise usage(unsupported(where, f"is a folder without a model file; looked for {looked_for}"))
+
+
+def _model_name(name: str) -> str:
+    """What the safetensors file and the pickle of one model have in common."""
+    return name.lower().partition(".")[0].removeprefix("pytorch_")
 
 
 def _is_beside(name: str) -> bool:

@@ -12,9 +12,9 @@ import torch
 from wcompress.checkpoint import state_metadata
 from wcompress.checkpoint.content import Content, described, holds_tensors, is_container, n_elements
 from wcompress.checkpoint.inert import Inert, TensorLike, tensor_like, to_tensor
-from wcompress.checkpoint.messages import damaged, listed, shown, unsupported
+from wcompress.checkpoint.messages import condensed, damaged, listed, shown, unsafe, unsupported
 from wcompress.checkpoint.tensors import check_name
-from wcompress.errors import UnsupportedCheckpoint
+from wcompress.errors import UnsafeCheckpoint, UnsupportedCheckpoint
 
 # Where training code puts the weights, the first that is present being taken.
 WRAPPERS = (
@@ -105,6 +105,8 @@ class _Selector:
         ):
             chosen = {str(index): value for index, value in enumerate(content)}  # (state_dict, epoch)
         if chosen is None:
+            if isinstance(content, Inert):
+                raise self._needs_code(content)
             raise unsupported(self._where, f"holds {described(content)}, not tensors by name; save model.state_dict()")
         whole: object = content
         path: list[str] = []
@@ -201,8 +203,15 @@ class _Selector:
             return
         if any(isinstance(value, torch.nn.Module) for value in content.values()):
             raise unsupported(self._where, "holds a torch.nn.Module; pass model.state_dict()")
+        for value in content.values():
+            if isinstance(value, Inert):
+                raise self._needs_code(value)
         found = f"its entries are {listed(content)}" if content else "it is an empty dictionary"
         raise unsupported(self._where, f"holds no tensors by name ({found}); save model.state_dict()")
+
+    def _needs_code(self, value: Inert) -> UnsafeCheckpoint:
+        problem = f"holds no tensors by name that can be read without running code, which {condensed(value.name)} needs"
+        return unsafe(self._where, f"{problem}; load it where you trust it and save only model.state_dict()")
 
     def _inner_wrapper(self, candidates: list[str], wrapper: str | None) -> str | None:
         if wrapper is not None and (len(candidates) == 1 or wrapper in _INNER_WRAPPERS):
