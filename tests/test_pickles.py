@@ -197,6 +197,16 @@ def test_no_code_of_the_package_calls_what_a_pickle_names(tmp_path: Path, sentin
             assert list(read_checkpoint(path).tensors) == ["w"]
 
 
+def test_a_tensor_that_unknown_code_would_make_is_not_dropped(tmp_path: Path) -> None:
+    storage = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x03tQ"
+    made = name("fastai.torch_core", "_fa_rebuild_tensor") + b"(" + name("a", "Image") + storage + b"K\x00tR"
+    path = stored(tmp_path / "m", weights(text("x") + made), "zip", THREE)
+    with pytest.raises(UnsupportedCheckpoint, match=r"'x' is a fastai\.torch_core\._fa_rebuild_tensor: convert it"):
+        read_checkpoint(path)
+    path = stored(tmp_path / "m", weights(text("x") + storage), "zip", THREE)
+    assert read_checkpoint(path).left_out_tensors == ("x",)
+
+
 # --- malformed and greedy pickles -------------------------------------------------------------------------------
 
 BAD = {

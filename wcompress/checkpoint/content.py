@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from wcompress.checkpoint.inert import Inert, tensor_like
 from wcompress.checkpoint.messages import condensed
 from wcompress.checkpoint.modules import module_state, module_tensors
+from wcompress.checkpoint.storages import Storage
 from wcompress.checkpoint.tensors import Unstorable
 
 _Found = torch.Tensor | Unstorable | npt.NDArray[np.generic]
@@ -66,6 +67,8 @@ def tensors_below(content: object, skip: Callable[[str, object], bool] | None = 
     while waiting:
         value = waiting.pop()
         tensor = tensor_like(value)
+        if tensor is None and isinstance(value, Storage):
+            tensor = Unstorable("is a storage without a shape: save a tensor instead")
         if tensor is not None:
             found.append(tensor)
             continue

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wcompress.checkpoint.tensors import Unstorable
+from wcompress.checkpoint.storages import Storage
+from wcompress.checkpoint.tensors import Unstorable, as_ordinary
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +120,8 @@ def tensor_like(value: object) -> torch.Tensor | Unstorable | npt.NDArray[np.gen
         value = value.values if value.tensor is None else value.tensor
     if isinstance(value, (torch.Tensor, Unstorable)):
         return value
+    if isinstance(value, Inert) and isinstance(value.args, tuple) and any(isinstance(v, Storage) for v in value.args):
+        return Unstorable(as_ordinary(value.name[:200]))  # a tensor of a class of its own
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return value
     return None

@@ -30,7 +30,7 @@ WRAPPERS = (
 )
 _INNER_WRAPPERS = ("state_dict", "model_state_dict")
 # Running averages of the weights, which are another set of them: a user says which is wanted.
-_AVERAGE = re.compile(r"(?i:(?<![a-z])(ema|swa|polyak|averaged?|shadow)(?![a-z]))|(?<=[a-z])E(MA|ma)(?![a-z])")
+_AVERAGE = re.compile(r"(?i:(?<![a-z])(ema|swa|polyak|averaged?|avg|shadow)(?![a-z]))|(?<=[a-z])E(MA|ma)(?![a-z])")
 _TRAINING_ONLY = re.compile(r"optim|sched|scaler|rng|random_state|callbacks|loops|hparams|hyper_param", re.IGNORECASE)
 _MAX_DEPTH = 32
 _MAX_ENTRIES = 4_000_000
