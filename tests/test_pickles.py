@@ -160,6 +160,7 @@ def test_attacks_are_refused_and_not_run(tmp_path: Path, sentinel: Path, attack:
 @pytest.mark.parametrize("container", ["zip", "legacy"])
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_unknown_things_beside_the_weights_are_recorded(tmp_path: Path, case: str, container: str) -> None:
+    read_checkpoint(stored(tmp_path / "m", weights(), "zip", THREE))  # which imports what reading itself needs
     sys.modules.pop("this", None)
     modules = set(sys.modules)
     more = text("x") + UNKNOWN[case]
@@ -527,6 +528,15 @@ def test_a_file_of_the_other_byte_order(tmp_path: Path) -> None:
         archive.writestr("m/byteorder", b"big")
         archive.writestr("m/data/0", values.tobytes())
     assert read_checkpoint(tmp_path / "m").tensors["w"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = stored(tmp_path / "m", weights(), "zip", THREE)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("m/data/0", struct.pack("<3f", 4, 5, 6))
+    with pytest.raises(CheckpointError, match="same name"):
+        read_checkpoint(path)
 
 
 def test_memory_is_mapped_not_copied(tmp_path: Path) -> None:
