@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -158,6 +159,28 @@ def test_usage_errors_are_exit_code_2_in_one_line(cli: Run, checkpoint: Path, ar
         code, out, err = cli(*arguments)
         assert (code, out) == (2, ""), arguments
         assert one_line(err), err
+
+
+def test_what_a_pickle_holds_beside_its_weights(cli: Run) -> None:
+    torch.save(
+        {
+            "net": {"a": torch.ones(4, 4), "b": [torch.zeros(2)]},
+            "args": argparse.Namespace(lr=1),
+            "opt": {"m": torch.ones(1)},
+        },
+        "m.pt",
+    )
+    code, out, err = cli("pack", "m.pt", "--method", "lossless", "--json", "--key", "net")
+    assert code == 0
+    assert "left out, with tensors that are not the model's: opt" in err
+    assert "left out (no tensors in it): args" in err
+    document = json.loads(out)
+    assert document["left_out_tensors"] == ["opt"]
+    assert ["'b'" in warning for warning in document["warnings"]] == [True]
+    code, _, err = cli("pack", "m.pt", "--method", "lossless", "--strict", "-f", "--key", "net")
+    assert code == 3
+    assert "argparse.Namespace" in err
+    assert err.count("\n") == 1
 
 
 def test_left_out_is_named(cli: Run) -> None:

@@ -16,6 +16,7 @@ from wcompress.codec.encoding import encode
 from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.evaluate import score
+from wcompress.files import archive_path
 from wcompress.tasks import Task, load_task
 from wcompress.vae.training import Progress
 
@@ -52,7 +53,8 @@ def pack(
         return packing.pack(source, output, options, progress=progress, **overrides)
     if isinstance(task, str):
         task = load_task(task, data_dir=data_dir)
-    checkpoint = read_checkpoint(source, key=overrides.get("key", options.key if options else None))
+    chosen = {name: overrides.get(name, getattr(options or PackOptions(), name)) for name in ("key", "strict")}
+    checkpoint = read_checkpoint(source, **chosen)
     before = score(task, checkpoint.tensors)
     result, restored = packing.pack_and_restore(
         source,
@@ -81,6 +83,6 @@ def _encoder(
     from wcompress.refine.resume import state_path
 
     if output is None and not isinstance(source, Mapping):
-        output = f"{os.fspath(source)}.wcz"
+        output = archive_path(source)
     path = None if output is None or wanted("dry_run") else state_path(output)
     return RefineEncoder(task, state_path=path, resume=wanted("resume"))

@@ -11,6 +11,13 @@ from pathlib import Path
 from wcompress.errors import OutputError
 
 
+def archive_path(source: str | os.PathLike[str]) -> str:
+    """The archive's path where none is given: the model's with `.wcz` added; of a folder, beside the folder."""
+    path = os.fspath(source)
+    has_name = Path(path).name not in ("", "..")
+    return f"{path.rstrip('/') if has_name else Path(path).resolve()}.wcz"
+
+
 def check_output(path: str | os.PathLike[str], *, force: bool, source: str | os.PathLike[str] | None = None) -> Path:
     """The file an output will replace, after every check that can be made before the work starts.
 

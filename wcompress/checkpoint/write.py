@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -12,18 +13,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from wcompress.checkpoint import state_metadata
 from wcompress.checkpoint.messages import condensed, shown, unsupported, usage, without_known_warnings
 from wcompress.checkpoint.tensors import MemoryKey, check_name, dtype_name, memory_key, n_bytes, plain
 from wcompress.errors import OptionError, OutputError
 
-# What the safetensors format has a code for and the library writes for every shape, 0-d included.
+# What the safetensors format has a code for.
 _SAFETENSORS_DTYPES = frozenset(
     (
         *("float64", "float32", "float16", "bfloat16"),
         *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+        "float4_e2m1fn_x2",
         *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool", "complex64"),
     )
 )
+# Two elements to a byte: the format counts them one by one along the last dimension, so that there must be one.
+_PACKED_DTYPE = "float4_e2m1fn_x2"
 _RESERVED = "__metadata__"
 _OTHERWISE = "write this model with --format pt"
 
@@ -34,6 +39,7 @@ def write_checkpoint(
     *,
     format: Literal["safetensors", "pt"],
     metadata: Mapping[str, str] | None = None,
+    versions: state_metadata.Versions | None = None,
 ) -> None:
     """Writes named tensors to the file at `path`, replacing it.
 
@@ -43,8 +49,10 @@ def write_checkpoint(
     Args:
         path: Where to write. Not atomic: a caller who wants all or nothing renames a temporary file.
         tensors: Name → tensor of any shape, on any device.
-        format: `safetensors`, or `pt` for a plain dict that `torch.load(weights_only=True)` reads.
+        format: `safetensors`, or `pt` for a dict that `torch.load(weights_only=True)` reads.
         metadata: Text for the safetensors header, by default `{"format": "pt"}`. Not kept in a `pt` file.
+        versions: Of the model's modules: what `state_dict()._metadata` says. A `pt` file then holds an `OrderedDict`
+            that has them; in a safetensors header they are one more text.
 
     Raises:
         UnsupportedCheckpoint: A tensor cannot be stored, or not in this format (exit code 2).
@@ -58,9 +66,13 @@ def write_checkpoint(
     named = {check_name(name, where): plain(name, tensor, where) for name, tensor in tensors.items()}
     try:
         if format == "pt":
-            _write_pt(target, named)
+            _write_pt(target, named, versions)
         else:
-            _write_safetensors(target, named, {"format": "pt"} if metadata is None else dict(metadata), where)
+            header = {"format": "pt"} if metadata is None else dict(metadata)
+            if versions:
+                # In full, for the file does not keep the order of the names.
+                header[state_metadata.KEY] = json.dumps(versions, separators=(",", ":"))
+            _write_safetensors(target, named, header, where)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{where}: cannot be written: {condensed(error)}") from error
 
@@ -74,6 +86,9 @@ def _write_safetensors(target: Path, named: dict[str, torch.Tensor], metadata: d
     for name, tensor in named.items():
         if dtype_name(tensor.dtype) not in _SAFETENSORS_DTYPES:
             problem = f"tensor '{shown(name)}' has dtype {dtype_name(tensor.dtype)}, which safetensors cannot hold"
+            raise usage(unsupported(where, f"{problem}; {_OTHERWISE}"))
+        if dtype_name(tensor.dtype) == _PACKED_DTYPE and tensor.ndim == 0:
+            problem = f"tensor '{shown(name)}' of dtype {_PACKED_DTYPE} has no dimension, which safetensors cannot hold"
             raise usage(unsupported(where, f"{problem}; {_OTHERWISE}"))
         # The library refuses names that share memory. Only the second name needs a copy of its own.
         address = tensor.untyped_storage().data_ptr()
@@ -90,8 +105,8 @@ def _write_safetensors(target: Path, named: dict[str, torch.Tensor], metadata: d
     target.chmod(stat.S_IMODE(mode))
 
 
-def _write_pt(target: Path, named: dict[str, torch.Tensor]) -> None:
-    whole: dict[str, torch.Tensor] = {}
+def _write_pt(target: Path, named: dict[str, torch.Tensor], versions: state_metadata.Versions | None) -> None:
+    whole: dict[str, torch.Tensor] = state_metadata.attached({}, versions)
     written: dict[MemoryKey, torch.Tensor] = {}
     with without_known_warnings():
         for name, tensor in named.items():

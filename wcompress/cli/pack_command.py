@@ -67,6 +67,11 @@ _EPILOG = """Examples:
 @click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters in a block.")
 @click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in a block's latent.")
 @click.option("--hidden", default="512", show_default=True, help="Of method paper: sizes of the VAE's hidden layers.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse a pickle that torch.load(weights_only=True) refuses.",
+)
 @click.option("--dry-run", is_flag=True, help="Do everything and write nothing.")
 @model_options
 @data_dir_option
@@ -87,6 +92,7 @@ def command(
     latent_dim: int,
     hidden: str,
     dry_run: bool,
+    strict: bool,
     key: str | None,
     effort: int,
     seed: int,
@@ -94,12 +100,14 @@ def command(
     threads: int | None,
     data_dir: Path | None,
 ) -> None:
-    """Make an archive of MODEL: a .pt, .pth or Lightning .ckpt file, a .safetensors file, or its sharded index.
+    """Make an archive of MODEL: a .pt, .pth or Lightning .ckpt file, a .safetensors file, its sharded index, or a
+    folder with one of them.
 
-    The model is read, never changed. Pickles that want code to be run are refused.
+    The model is read, never changed. Code that a pickle carries is never run.
     """
     from wcompress.api import pack
     from wcompress.codec.options import PackOptions
+    from wcompress.files import archive_path
 
     options = PackOptions(
         method=method,
@@ -119,19 +127,23 @@ def command(
         dry_run=dry_run,
         force=out.force,
         key=key,
+        strict=strict,
     )
     with out.progress(f"Packing {model.name}") as progress:
         try:
             result = pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
         except KeyboardInterrupt:
-            kept = Path(f"{output or f'{model}.wcz'}.refine")
+            kept = Path(f"{output or archive_path(model)}.refine")
             if options.refines and not dry_run and kept.is_file():
                 out.message(f"{kept} has the work so far: run the same again with --resume to go on")
             raise
     for warning in result.warnings:
         out.message(f"warning: {warning}")
-    if result.left_out:
-        out.message(f"left out (no tensors of the model): {', '.join(result.left_out)}")
+    others = [name for name in result.left_out if name not in result.left_out_tensors]
+    if result.left_out_tensors:
+        out.message(f"left out, with tensors that are not the model's: {', '.join(result.left_out_tensors)}")
+    if others:
+        out.message(f"left out (no tensors in it): {', '.join(others)}")
     if result.ratio < 1:
         out.message(
             f"the archive is larger than the model: the VAE's decoder takes {n_bytes(result.sections['decoder'])} of it"

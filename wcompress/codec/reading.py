@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from wcompress.archive import ArchiveReader
-from wcompress.checkpoint import Checkpoint, read_checkpoint
+from wcompress.checkpoint import Checkpoint, read_checkpoint, state_metadata
 from wcompress.codec.elements import entry_dtype, tensor_bytes
 from wcompress.codec.manifest import Manifest, TensorEntry
 from wcompress.codec.paper import root_mean_square
@@ -97,6 +97,11 @@ class Archive:
             )
         moved = {name: tensor.to(device) for name, tensor in restored.items()}
         return {name: moved[owner.name] for name, owner in owners.items()}
+
+    def versions(self) -> state_metadata.Versions | None:
+        """What the source's `state_dict()._metadata` said of each module; None where it had none."""
+        text = self.manifest.metadata.get(state_metadata.KEY)
+        return None if text is None else state_metadata.from_text(text, self._entries)
 
     def check(self) -> None:
         """Compare every section's checksum.
@@ -199,14 +204,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
         device: where the tensors are to be.
 
     Returns:
-        Name → tensor, in the source's order, tied names sharing one tensor.
+        Name → tensor, in the source's order, tied names sharing one tensor. It has the source's `_metadata`, which
+        `load_state_dict` reads, where there was one.
 
     Raises:
         ArchiveError: the archive is damaged, or what it restores to is not what was packed.
     """
     with Archive(path) as archive:
         archive.check()
-        return archive.load(device=device)
+        return state_metadata.attached(archive.load(device=device), archive.versions())
 
 
 def inspect(path: str | os.PathLike[str]) -> InspectResult:
