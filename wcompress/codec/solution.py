@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.class_model import ClassModel
 from wcompress.codec.context_model import ContextModel
 from wcompress.codec.levels import LEVEL_UNITS, N_RATIOS, Levels
+from wcompress.compiled import compiled
 from wcompress.entropy.bits import BitWriter
 from wcompress.fidelity import farthest
 from wcompress.quantize.trellis import Trellis
@@ -189,7 +189,7 @@ def with_energy(levels: Levels, moments: Moments) -> Levels:
     return best
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _sum_moments(x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], spacing: int, sums: Doubles) -> None:
     for i in range(len(x)):
         k = symbols[i]
