@@ -13,7 +13,7 @@ PACKAGE = Path(wcompress.__file__).parent
 
 # A module may import from its own layer's row only itself, and anything from the rows above.
 LAYERS = [
-    ["errors"],
+    ["errors", "interrupts"],
     ["wire", "files", "device", "fidelity", "threads", "compiled"],
     ["checkpoint", "blocks", "quantize", "entropy", "archive", "tasks"],
     ["vae"],

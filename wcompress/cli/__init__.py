@@ -7,14 +7,12 @@ import gc
 import importlib
 import io
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from wcompress import __version__
+from wcompress import __version__, interrupts
 from wcompress.errors import WCompressError
 
 _COMMANDS = {
@@ -30,7 +28,6 @@ _COMMANDS = {
 }
 
 _ALLOCATIONS_BEFORE_GARBAGE = 500_000
-_INTERRUPTED = 130
 _OUT_OF_MEMORY = "out of memory; close other programs or use a machine with more"
 _INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
@@ -69,7 +66,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # What is imported stays, and there is much of it: to look through it for garbage took a tenth of a short command.
     gc.set_threshold(_ALLOCATIONS_BEFORE_GARBAGE)
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # its descriptor is closed
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the life of the process
@@ -83,8 +80,21 @@ def run(arguments: list[str]) -> int:
 
     Returns:
         The exit code: 0 done, 1 a check failed, 2 usage, 3 unsafe or unsupported input, 4 corrupt archive,
-        130 interrupted.
+        130 interrupted, 143 terminated.
     """
+    try:
+        code = _run(arguments)
+        interrupts.check()
+    except KeyboardInterrupt:
+        interrupts.finish()
+        _say(interrupts.message())
+        code = interrupts.exit_code()
+    finally:
+        interrupts.finish()
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     verbose = False
     try:
         with cli.make_context("wcompress", list(arguments)) as context:
@@ -105,8 +115,8 @@ def run(arguments: list[str]) -> int:
         if verbose and error.__cause__ is not None:
             click.echo(f"caused by {type(error.__cause__).__name__}: {error.__cause__}", err=True)
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; no output was left half written", _INTERRUPTED)
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
     except BrokenPipeError:
         # Whoever read our output has gone; say nothing, and keep Python from saying it at exit.
         with contextlib.suppress(OSError):
@@ -132,11 +142,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    with contextlib.suppress(OSError):
-        click.echo(f"wcompress: {message}", err=True)
+    interrupts.check()  # an error may be what an interruption became on its way
+    _say(f"wcompress: {message}")
     return exit_code
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    # An exit, so that temporary files are removed on the way out.
-    sys.exit(128 + number)
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
