@@ -13,6 +13,7 @@ def main() -> None:
     try:
         from wcompress.cli import main as run_and_exit
 
+        interrupts.check()
         run_and_exit()
     except KeyboardInterrupt:
         interrupts.finish()

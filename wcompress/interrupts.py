@@ -26,10 +26,24 @@ _PATIENCE_S = 1.0
 
 
 class _State:
-    pid = 0
-    number: int | None = None
-    since = 0.0
-    over = False
+    """Of this process.
+
+    Attributes:
+        previous: what handled each signal before.
+        number: the first signal that came.
+        since: when, by the monotonic clock.
+        over: the result is known.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As if nothing had been installed, and nothing had come."""
+        self.previous: dict[int, Any] = {}
+        self.number: int | None = None
+        self.since = 0.0
+        self.over = False
 
 
 _state = _State()
@@ -40,13 +54,14 @@ unfinished: set[str] = set()
 
 def install() -> None:
     """Handle SIGINT, SIGTERM and SIGHUP, those that are not ignored, by KeyboardInterrupt in the main thread."""
-    if _state.pid == os.getpid():
+    if _state.previous:
         return
-    _state.pid = os.getpid()
     for name in _NAMES:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _handle)
+            _state.previous[number] = signal.signal(number, _handle)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget)
     previous = sys.unraisablehook
 
     def unraisable(unraisable: Any) -> None:
@@ -62,7 +77,7 @@ def received() -> int | None:
 
 
 def check() -> None:
-    """Stop here if the work was interrupted: before an output appears, and wherever much work begins.
+    """Stop here if the work was interrupted: before an output appears, after imports, and when all is done.
 
     Raises:
         KeyboardInterrupt: it was.
@@ -88,11 +103,15 @@ def finish() -> None:
     _set_timer(0.0)
 
 
+def _forget() -> None:
+    # A worker that was forked ends as any process does; neither the signal nor the temporary files are its own.
+    for number, handler in _state.previous.items():
+        signal.signal(number, handler)
+    _state.reset()
+    unfinished.clear()
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
-    if os.getpid() != _state.pid:  # a worker that was forked
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        return
     now = time.monotonic()
     if _state.over:
         _end_at_once(number)
@@ -108,7 +127,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _handle_again(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    if os.getpid() == _state.pid and not _state.over:
+    if not _state.over:
         _deliver(frame)
 
 

@@ -83,8 +83,10 @@ def run(arguments: list[str]) -> int:
         130 interrupted, 143 terminated.
     """
     try:
-        code = _run(arguments)
-        interrupts.check()
+        try:
+            code = _run(arguments)
+        finally:
+            interrupts.check()  # whatever the interruption became on its way
     except KeyboardInterrupt:
         interrupts.finish()
         _say(interrupts.message())
