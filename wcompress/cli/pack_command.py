@@ -133,7 +133,7 @@ def command(
     if result.ratio < 1:
         out.message(
             f"the archive is larger than the model: the VAE's decoder takes {n_bytes(result.sections['decoder'])} of it"
-            if method == "paper"
+            if "decoder" in result.sections and method == "paper"
             else "the archive is larger than the model"
         )
     rows = [

@@ -44,6 +44,7 @@ class Encoded:
         n_latents: numbers in all latents.
         history: of the paper's VAE.
         method: whose sections these are.
+        refined: the values were trained, and need not be near the model's.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -52,6 +53,7 @@ class Encoded:
     n_latents: int = 0
     history: TrainingHistory | None = field(default=None, repr=False)
     method: str = "vae"
+    refined: bool = False
 
     def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None) -> Manifest:
         """What the archive says of itself.
@@ -68,6 +70,7 @@ class Encoded:
             n_latents=self.n_latents,
             sqnr_db=sqnr_db,
             metadata=dict(checkpoint.metadata),
+            refined=self.refined,
         )
 
 

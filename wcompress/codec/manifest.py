@@ -70,6 +70,7 @@ class Manifest:
         n_latents: numbers in all latents, 0 where the method has none.
         sqnr_db: as measured when packing, None where it has no meaning.
         metadata: the safetensors metadata of the source.
+        refined: the values were trained while they were quantised, and need not be near the source's.
     """
 
     method: str
@@ -79,6 +80,7 @@ class Manifest:
     n_latents: int = 0
     sqnr_db: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    refined: bool = False
 
     def of_kind(self, kind: str) -> tuple[TensorEntry, ...]:
         """The tensors of one kind, in order."""
@@ -105,6 +107,8 @@ class Manifest:
             document["sqnr"] = round(self.sqnr_db, 3)
         if self.metadata:
             document["metadata"] = self.metadata
+        if self.refined:
+            document["refined"] = True
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         return packer.compress(text) + packer.flush()
@@ -156,6 +160,7 @@ class Manifest:
             n_latents=_expect(document.get("latents", 0), int),
             sqnr_db=None if sqnr_db is None else float(sqnr_db),
             metadata={_expect(key, str): _expect(value, str) for key, value in metadata.items()},
+            refined=_expect(document.get("refined", False), bool),
         )
 
 

@@ -153,9 +153,11 @@ class Archive:
         """Names of coded and fine tensors that cannot have been packed from `original`.
 
         Method `paper` keeps each tensor's root mean square. For all methods, no tensor is restored much worse than
-        zeros would be, and a fine one far better.
+        zeros would be, and a fine one far better. Of refined values nothing of the kind is known.
         """
         foreign: list[str] = []
+        if self.manifest.refined:
+            return foreign
         scales = iter(np.frombuffer(self._reader.section("scales"), "<f8"))
         for entry in self.manifest.tensors:
             if entry.kind not in ("coded", "fine"):
