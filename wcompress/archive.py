@@ -20,9 +20,19 @@ from wcompress.wire import ByteCursor, encode_varint
 
 MAGIC = b"\x89WCZ"
 END_MAGIC = b"WCZ\n"
-VERSION = 4
+VERSION = 5
 
-SECTION_IDS = {"manifest": 1, "decoder": 2, "latents": 3, "tables": 4, "symbols": 5, "raw": 6, "scales": 7, "fine": 8}
+SECTION_IDS = {
+    "manifest": 1,
+    "decoder": 2,
+    "latents": 3,
+    "tables": 4,
+    "symbols": 5,
+    "raw": 6,
+    "scales": 7,
+    "fine": 8,
+    "exceptions": 9,
+}
 """Literal, append-only: a name never changes its number, a number is never used again."""
 
 _SECTION_NAMES = {number: name for name, number in SECTION_IDS.items()}

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from wcompress.checkpoint import Checkpoint
+from wcompress.codec.exceptions import encode_exceptions
+from wcompress.codec.floors import Floors
 from wcompress.codec.lossless import encode_lossless
-from wcompress.codec.manifest import CODED_DTYPES, Manifest, TensorEntry
+from wcompress.codec.manifest import Manifest, TensorEntry
 from wcompress.codec.options import PackOptions
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.own_scales_rule import multiplier, own_scales, scales_that_count
+from wcompress.codec.plan import Plan, plan_tensors
 from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import Solution
-from wcompress.codec.vae_search import SQNR_MULTIPLIER, Target, VaeSearch, is_coded
+from wcompress.codec.vae_search import SQNR_MULTIPLIER, Target, VaeSearch
 from wcompress.errors import OptionError
-from wcompress.fidelity import largest_magnitude
+from wcompress.fidelity import Worst
 
 if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
@@ -29,7 +30,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 DEFAULT_SQNR_DB = 22.0
 """Where nothing is asked for; see docs/decisions/0004."""
 
-_LARGEST = 1e100
+_MOST_AGAIN, _SQNR_TOLERANCE_DB = 5, 0.15
 _EPOCHS_PER_EFFORT = 100  # effort 5, the default, is the paper's limit of 500
 
 
@@ -45,6 +46,7 @@ class Encoded:
         history: of the paper's VAE.
         method: whose sections these are.
         refined: the values were trained, and need not be near the model's.
+        floors: that hold for every tensor and row; None where there are none.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -54,13 +56,15 @@ class Encoded:
     history: TrainingHistory | None = field(default=None, repr=False)
     method: str = "vae"
     refined: bool = False
+    floors: Floors | None = None
 
-    def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None) -> Manifest:
+    def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None, worst: Worst | None = None) -> Manifest:
         """What the archive says of itself.
 
         Args:
             checkpoint: the model.
             sqnr_db: of what is restored, dB.
+            worst: of what is restored.
         """
         return Manifest(
             method=self.method,
@@ -71,6 +75,7 @@ class Encoded:
             sqnr_db=sqnr_db,
             metadata=dict(checkpoint.metadata),
             refined=self.refined,
+            worst=worst,
         )
 
 
@@ -80,23 +85,28 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
     Raises:
         TargetUnreachable: no archive meets the target.
     """
-    entries = entries_of(checkpoint, options.method)
-    tensors = {kind: _of_kind(checkpoint, entries, kind) for kind in ("coded", "fine", "raw")}
-    raw = encode_raw(tensors["raw"].values())
+    plan = plan_tensors(checkpoint, options.method, exact_bits=_exact_bits(options))
+    kept = {"raw": encode_raw(plan.raw.values()), "exceptions": encode_exceptions(plan.exception_rows())}
     if options.method == "paper":
-        encoded = _paper(entries, tensors["coded"], options, device, progress)
+        encoded = _paper(plan, options, device, progress)
     elif options.method == "lossless":
-        encoded = Encoded(entries, {"symbols": encode_lossless(tensors["coded"]) if tensors["coded"] else b""})
+        encoded = Encoded(plan.entries, {"symbols": encode_lossless(plan.coded) if plan.coded else b""})
     else:
-        encoded = _vae(checkpoint, entries, tensors, options, device, progress, len(raw))
-    return Encoded(
-        entries, {**encoded.payloads, "raw": raw}, encoded.padding, encoded.n_latents, encoded.history, options.method
-    )
+        encoded = _vae(checkpoint, plan, options, device, progress, [len(data) for data in kept.values()])
+    return replace(encoded, payloads={**encoded.payloads, **kept}, method=options.method)
+
+
+def _exact_bits(options: PackOptions) -> float:
+    # A little more than a coded weight takes; what takes no more bit for bit is best kept so.
+    if options.bits_per_weight is not None:
+        return options.bits_per_weight
+    if options.ratio is not None:
+        return 32 / options.ratio
+    return (DEFAULT_SQNR_DB if options.sqnr is None else options.sqnr) / 6.02 + 0.8
 
 
 def _paper(
-    entries: tuple[TensorEntry, ...],
-    coded: dict[str, torch.Tensor],
+    plan: Plan,
     options: PackOptions,
     device: str,
     progress: Progress | None,
@@ -111,45 +121,50 @@ def _paper(
         seed=options.seed,
         device=device,
     )
-    paper = encode_paper(coded, options.block_size, config, progress)
+    paper = encode_paper(plan.coded, options.block_size, config, progress)
     payloads = {"decoder": paper.decoder, "latents": paper.latents, "scales": paper.scales}
-    return Encoded(entries, payloads, paper.padding, paper.n_latents, paper.history)
+    return Encoded(plan.entries, payloads, paper.padding, paper.n_latents, paper.history)
 
 
 def _vae(
     checkpoint: Checkpoint,
-    entries: tuple[TensorEntry, ...],
-    tensors: dict[str, dict[str, torch.Tensor]],
+    plan: Plan,
     options: PackOptions,
     device: str,
     progress: Progress | None,
-    n_raw_bytes: int,
+    kept_bytes: list[int],
 ) -> Encoded:
     sub_size = options.block_size // options.latent_dim
     if sub_size * options.latent_dim != options.block_size or sub_size & (sub_size - 1):
         raise OptionError(
             f"block_size {options.block_size}, latent_dim {options.latent_dim}: their quotient must be a power of two"
         )
-    coded = tensors["coded"]
+    coded = plan.coded
     padding = -sum(tensor.numel() for tensor in coded.values()) % options.block_size
 
     def other_bytes(solution: Solution, sqnr_db: float) -> list[int]:
-        about = Encoded(entries, {}, padding, solution.model.scales.latents.size)
+        about = Encoded(plan.entries, {}, padding, solution.model.scales.latents.size)
         # What the manifest will record is not known yet; nothing takes more digits.
-        manifest = about.manifest(checkpoint, -100.123 if math.isfinite(sqnr_db) else None)
-        return [len(manifest.to_bytes()), n_raw_bytes]
+        last = plan.entries[-1].name
+        worst = Worst(last, -100.1, -100.2, last)
+        manifest = about.manifest(checkpoint, *((-100.123, worst) if math.isfinite(sqnr_db) else ()))
+        return [len(manifest.to_bytes()), *kept_bytes]
 
-    target = Target(sqnr_db=options.sqnr if options.sqnr is not None else DEFAULT_SQNR_DB)
+    target = Target(sqnr_db=DEFAULT_SQNR_DB if options.sqnr is None else options.sqnr)
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     if budget is not None:
-        target = Target(n_bytes=max(1, budget))
+        target = Target(
+            n_bytes=max(1, budget),
+            wanted=options.size_wanted,
+            in_words=lambda n: options.size_in_words(n, checkpoint.original_bytes, checkpoint.n_params),
+        )
     # An SQNR is met at the least cost by one step for all and levels at the centroids; what a network computes is kept
     # by steps that follow its layers, and by levels that keep the weights' energy.
     by_sqnr = options.sqnr is not None
-    plain = OwnScales(tuple((0,) for _ in coded))
+    plain = OwnScales.plain(len(coded))
     search = VaeSearch(
         coded,
-        tensors["fine"],
+        plan.fine,
         plain if by_sqnr else own_scales(checkpoint.tensors, coded),
         counted_by=plain if by_sqnr else scales_that_count(checkpoint.tensors, coded),
         multiplier=SQNR_MULTIPLIER if by_sqnr else multiplier(checkpoint.tensors),
@@ -159,36 +174,28 @@ def _vae(
         effort=options.effort,
         seed=options.seed,
         device=device,
+        floors=options.floors,
         other_bytes=other_bytes,
         progress=progress,
     )
+    solution = _promised(search, target, options)
+    n_latents = solution.model.scales.latents.size
+    floors = Floors.at(search.sqnr_db(solution)) if options.floors and coded else None
+    return Encoded(plan.entries, search.sections(solution), padding, n_latents, floors=floors)
+
+
+def _promised(search: VaeSearch, target: Target, options: PackOptions) -> Solution:
+    """A solution that keeps an SQNR when its weights have their dtype, which they are rounded to, and hardly more."""
     solution = search.run(target)
-    return Encoded(entries, search.sections(solution), padding, solution.model.scales.latents.size)
-
-
-def _of_kind(checkpoint: Checkpoint, entries: tuple[TensorEntry, ...], kind: str) -> dict[str, torch.Tensor]:
-    return {entry.name: checkpoint.tensors[entry.name] for entry in entries if entry.kind == kind}
-
-
-def entries_of(checkpoint: Checkpoint, method: str) -> tuple[TensorEntry, ...]:
-    """How a method keeps each tensor of a checkpoint."""
-    positions = {name: index for index, name in enumerate(checkpoint.tensors)}
-    entries: list[TensorEntry] = []
-    for name, tensor in checkpoint.tensors.items():
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-        if name in checkpoint.ties:
-            entries.append(TensorEntry(name, dtype, shape, "tie", positions[checkpoint.ties[name]]))
-        else:
-            entries.append(TensorEntry(name, dtype, shape, _kind(tensor, method)))
-    return tuple(entries)
-
-
-def _kind(tensor: torch.Tensor, method: str) -> str:
-    if str(tensor.dtype).removeprefix("torch.") not in CODED_DTYPES:
-        return "raw"
-    if method == "lossless":
-        return "coded"
-    largest = largest_magnitude(tensor)
-    if not largest <= _LARGEST or (method == "vae" and 0 < largest < 1 / _LARGEST):
-        return "raw"  # squares of such float64 numbers do not exist
-    return "coded" if method == "paper" or is_coded(tensor) else "fine"
+    if options.sqnr is None:
+        return solution
+    aim, best = options.sqnr, None
+    for _ in range(_MOST_AGAIN):
+        beyond = search.restored_sqnr_db(solution) - options.sqnr
+        if beyond >= 0 and (best is None or beyond < best[0]):
+            best = (beyond, solution)
+        if 0 <= beyond <= _SQNR_TOLERANCE_DB or not math.isfinite(beyond):
+            break
+        aim -= beyond - 0.2 * _SQNR_TOLERANCE_DB
+        solution = search.run(Target(sqnr_db=aim))
+    return solution if best is None else best[1]

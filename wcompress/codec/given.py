@@ -20,12 +20,12 @@ from wcompress.codec.context_encoder import ContextEncoder
 from wcompress.codec.encoding import Encoded
 from wcompress.codec.fine import encode_fine
 from wcompress.codec.levels import Levels
-from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.own_scales import OwnScales
+from wcompress.codec.plan import plan_tensors
 from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import EncoderConfig
 from wcompress.codec.vae_method import VaeCode
-from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, LAYOUTS, Sequencing, choose_layout
+from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.quantize.trellis import trellis
 
 Ints = npt.NDArray[np.int32]
@@ -70,15 +70,17 @@ def encode_given(
         effort: 1 to 9.
         seed: of the training of the model that they are coded under.
     """
-    entries = _entries(checkpoint, given)
-    fine = {e.name: given.fine.get(e.name, checkpoint.tensors[e.name]) for e in entries if e.kind == "fine"}
+    kinds = dict.fromkeys(given.fine, "fine") | dict.fromkeys(given.symbols, "coded")
+    plan = plan_tensors(checkpoint, "vae", given=kinds)
+    entries = plan.entries
+    fine = {name: given.fine.get(name, tensor) for name, tensor in plan.fine.items()}
     coded = tuple(e.name for e in entries if e.kind == "coded")
     arrays = [given.symbols[e.name].astype(np.float64) for e in entries if e.kind == "coded"]
     sub_size = block_size // latent_dim
     config = EncoderConfig(
         machine=trellis(1), use_prior=False, prior_steps=100 + 40 * effort, seed=seed, device="cpu", mix=effort > 1
     )
-    layouts = tuple(choose_layout(a, sub_size) if a.ndim > 1 else LAYOUTS[0] for a in arrays)
+    layouts = tuple(choose_layout(a, sub_size) for a in arrays)
     sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, CONTEXT_UNIT_BLOCKS)
     sequence = sequencing.flatten(arrays)
     solution = ContextEncoder(sequence, sequencing, config).describe(1.0, sequence.astype(np.int32), Levels())
@@ -93,7 +95,7 @@ def encode_given(
     )
     payloads, n_latents = code.to_sections(), int(solution.model.scales.latents.size)
     fine_bytes = encode_fine(fine, GIVEN_FINE_SQNR_DB)
-    raw = encode_raw(checkpoint.tensors[e.name] for e in entries if e.kind == "raw")
+    raw = encode_raw(plan.raw.values())
     padding = -sum(a.size for a in arrays) % block_size
     return Encoded(entries, {**payloads, "fine": fine_bytes, "raw": raw}, padding, n_latents, refined=True)
 
@@ -103,15 +105,3 @@ def archive_bytes(checkpoint: Checkpoint, encoded: Encoded) -> int:
     manifest = encoded.manifest(checkpoint, sqnr_db=math.pi)
     sizes = [len(manifest.to_bytes()), *(len(data) for data in encoded.payloads.values() if data)]
     return sum(sizes) + frame_bytes(sizes)
-
-
-def _entries(checkpoint: Checkpoint, given: GivenSymbols) -> tuple[TensorEntry, ...]:
-    from wcompress.codec.encoding import entries_of
-
-    found = []
-    for entry in entries_of(checkpoint, "vae"):
-        kind = entry.kind
-        if kind in ("coded", "fine"):
-            kind = "coded" if entry.name in given.symbols else "fine"
-        found.append(TensorEntry(entry.name, entry.dtype, entry.shape, kind, entry.tie_to))
-    return tuple(found)

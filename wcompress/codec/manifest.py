@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wcompress.errors import ArchiveError
+from wcompress.fidelity import Worst
 
 METHODS = ("paper", "vae", "lossless")
 """Literal, append-only identifiers of how float tensors are coded."""
 
-METHOD_VERSIONS = {"paper": 3, "vae": 4, "lossless": 2}
+METHOD_VERSIONS = {"paper": 5, "vae": 5, "lossless": 5}
 """The format version in which each method is written now."""
 
 CODED_DTYPES = (
@@ -71,6 +72,8 @@ class Manifest:
         sqnr_db: as measured when packing, None where it has no meaning.
         metadata: the safetensors metadata of the source.
         refined: the values were trained while they were quantised, and need not be near the source's.
+        worst: the poorest of what is coded with loss, as measured when packing; None where there is none, or where
+            it was not the weights that were to be kept.
     """
 
     method: str
@@ -81,6 +84,7 @@ class Manifest:
     sqnr_db: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     refined: bool = False
+    worst: Worst | None = None
 
     def of_kind(self, kind: str) -> tuple[TensorEntry, ...]:
         """The tensors of one kind, in order."""
@@ -105,6 +109,8 @@ class Manifest:
             document["latents"] = self.n_latents
         if self.sqnr_db is not None:
             document["sqnr"] = round(self.sqnr_db, 3)
+        if self.worst is not None:
+            document["worst"] = self._worst_row()
         if self.metadata:
             document["metadata"] = self.metadata
         if self.refined:
@@ -112,6 +118,14 @@ class Manifest:
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         return packer.compress(text) + packer.flush()
+
+    def _worst_row(self) -> list[float]:
+        assert self.worst is not None
+        names = [entry.name for entry in self.tensors]
+        row: list[float] = [names.index(self.worst.tensor), round(self.worst.sqnr_db, 1)]
+        if self.worst.row_tensor is not None and self.worst.row_sqnr_db is not None:
+            row += [names.index(self.worst.row_tensor), round(self.worst.row_sqnr_db, 1)]
+        return row
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -161,7 +175,17 @@ class Manifest:
             sqnr_db=None if sqnr_db is None else float(sqnr_db),
             metadata={_expect(key, str): _expect(value, str) for key, value in metadata.items()},
             refined=_expect(document.get("refined", False), bool),
+            worst=_worst(document.get("worst"), entries),
         )
+
+
+def _worst(row: Any, entries: list[TensorEntry]) -> Worst | None:
+    if row is None:
+        return None
+    if len(row) not in (2, 4) or not all(math.isfinite(number) for number in row):
+        raise ValueError(f"a worst tensor of {row!r:.40}")
+    names = [entries[_expect(index, int)].name for index in row[::2] if index >= 0]
+    return Worst(names[0], float(row[1]), float(row[3]), names[1]) if len(row) > 2 else Worst(names[0], float(row[1]))
 
 
 def _entry(row: list[Any], earlier: list[TensorEntry]) -> TensorEntry:

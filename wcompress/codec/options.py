@@ -33,6 +33,8 @@ class PackOptions:
         dry_run: do everything, write nothing.
         force: an existing output may be replaced.
         key: entry of the checkpoint that holds the model.
+        floors: hold every tensor and row to a least quality, see docs/quality.md; off where a task's score says what
+            may go.
     """
 
     method: str = "vae"
@@ -52,6 +54,7 @@ class PackOptions:
     dry_run: bool = False
     force: bool = False
     key: str | None = None
+    floors: bool = True
 
     def __post_init__(self) -> None:
         checks = [
@@ -94,6 +97,19 @@ class PackOptions:
         if self.ratio is not None:
             return math.floor(original_bytes / self.ratio)
         return None
+
+    @property
+    def size_wanted(self) -> str:
+        """The target of size as it was given."""
+        return f"a ratio of {self.ratio:g}" if self.ratio is not None else f"{self.bits_per_weight:g} bits a weight"
+
+    def size_in_words(self, n_bytes: int, original_bytes: int, n_params: int) -> str:
+        """An archive's size in the unit in which a target of size was given."""
+        if self.ratio is not None:
+            return f"a ratio of {original_bytes / max(n_bytes, 1):.4g}"
+        if self.bits_per_weight is not None and n_params:
+            return f"{8 * n_bytes / n_params:.4g} bits a weight"
+        return f"{n_bytes} bytes"
 
 
 def _positive(value: float | None) -> bool:

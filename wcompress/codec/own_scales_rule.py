@@ -23,6 +23,8 @@ from wcompress.fidelity import computable, energy
 
 _RECURRENT = "weight_hh"  # as torch names it
 _LEAST_SHARE = 2.0**-10  # of the weights: what is smaller is fine enough
+# Octaves that a step, relative to its tensor's scale, may be from that of most weights; the last is a weight's share.
+_MOST_COARSER, _MOST_FINER, _FINER_SHARE = 0.75, 4.0, 0.1
 _MULTIPLIER, _CAREFUL_MULTIPLIER = 0.15, 0.05
 
 
@@ -59,13 +61,8 @@ def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Te
 
 
 def scales_that_count(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
-    """What errors are to be measured against: root mean squares, of rows that a norm follows and of other tensors.
-
-    In a model without such norms scales mean something, and errors count as they are.
-    """
+    """What errors are to be measured against: root mean squares, of rows that a norm follows and of other tensors."""
     followed = _followed_by_norm(tensors)
-    if not followed:
-        return OwnScales(tuple((0,) for _ in coded))
     return OwnScales(tuple(_by_row(tensor, name in followed, 1.0) for name, tensor in coded.items()))
 
 
@@ -79,16 +76,29 @@ def _by_row(tensor: torch.Tensor, by_row: bool, factor: float) -> tuple[int, ...
 
 
 def _by_energy(coded: Mapping[str, torch.Tensor]) -> list[int]:
-    octaves: list[float] = []
     power = 0.5 if _is_gated(coded) else 0.25
-    sizes = [tensor.numel() for tensor in coded.values()]
+    octaves: dict[str, float] = {}
+    scales: dict[str, float] = {}
     for name, tensor in coded.items():
         whole = energy(computable(tensor).reshape(-1).numpy())
-        octave = power * math.log2(whole) if whole > 0 else 0.0
-        octaves.append(octave - (0.5 if _RECURRENT in name else 0.0))
-    mean = sum(o * n for o, n in zip(octaves, sizes, strict=True)) / max(sum(sizes), 1)
-    # The rule is about layers of one model, whose energies are within a few decades; what lies farther is no layer.
-    return [max(-16, min(16, round(4 * (octave - mean)))) for octave in octaves]
+        if whole > 0:
+            octaves[name] = power * math.log2(whole) - (0.5 if _RECURRENT in name else 0.0)
+            scales[name] = 0.5 * math.log2(whole / tensor.numel())
+    # The rule is about layers of one model, whose scales are much alike: of others none is to pay for the rest, neither
+    # by being much coarser than most weights nor, if it is large, by being much finer.
+    sizes = {name: coded[name].numel() for name in octaves}
+    n_weights = sum(sizes.values())
+    relative = {name: octaves[name] - scales[name] for name in octaves}
+    middle, n_coarser = 0.0, 0
+    for name in sorted(relative, key=lambda name: -relative[name]):
+        middle, n_coarser = relative[name], n_coarser + sizes[name]
+        if 2 * n_coarser >= n_weights:
+            break
+    for name, value in relative.items():
+        finest = min(_MOST_FINER, max(1.0, _FINER_SHARE * n_weights / sizes[name]))
+        octaves[name] = scales[name] + min(max(value - middle, -finest), _MOST_COARSER)
+    mean = sum(octaves[name] * size for name, size in sizes.items()) / max(n_weights, 1)
+    return [round(4 * (octaves[name] - mean)) if name in octaves else 0 for name in coded]
 
 
 def _is_gated(tensors: Mapping[str, torch.Tensor]) -> bool:

@@ -16,15 +16,19 @@ import torch
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
 from wcompress.codec.encoding import Encoded, Progress, encode
+from wcompress.codec.floors import Floors
 from wcompress.codec.manifest import METHOD_VERSIONS, Manifest
 from wcompress.codec.options import PackOptions
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import PackResult
 from wcompress.device import default_threads, resolve_device, torch_threads
-from wcompress.errors import OptionError
-from wcompress.fidelity import compare
+from wcompress.errors import OptionError, TargetUnreachable
+from wcompress.fidelity import ErrorFigures, Worst, compare
 from wcompress.files import atomic_output, check_output
+
+POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
+"""An SQNR below which there is a warning; see docs/quality.md."""
 
 Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
 """Finds what to store; `encode` is one."""
@@ -86,6 +90,7 @@ def pack_and_restore(
             path = stack.enter_context(atomic_output(output, force=options.force, source=source_path))
         sections = encoded.write(path)
         archive_bytes = path.stat().st_size
+        _check_promises(options, checkpoint, archive_bytes, encoded.figures)
     result = PackResult(
         archive=os.fspath(output),
         source=source_path or "",
@@ -100,9 +105,12 @@ def pack_and_restore(
         sha256=encoded.digest.hex(),
         seconds={"total": time.perf_counter() - start, **encoded.seconds},
         left_out=checkpoint.left_out,
-        max_abs_error=encoded.max_abs_error,
+        max_abs_error=encoded.figures.max_abs_error,
         dry_run=options.dry_run,
         history=encoded.history,
+        worst=encoded.manifest.worst,
+        floors=encoded.floors,
+        warnings=_warnings(encoded.manifest.worst),
     )
     return result, encoded.restored
 
@@ -119,6 +127,41 @@ def pack(
     return pack_and_restore(source, output, options, progress=progress, **overrides)[0]
 
 
+def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes: int, figures: ErrorFigures) -> None:
+    """Nothing appears that is not what was asked for.
+
+    Raises:
+        TargetUnreachable: it is not.
+    """
+    if options.method == "lossless" and not figures.lossless:
+        raise TargetUnreachable("lossless: what the archive restores to differs from the model; please report this")
+    if options.bits_per_weight is not None and not checkpoint.n_params:
+        raise TargetUnreachable("bits_per_weight: the model has no floating-point numbers; ask for a ratio instead")
+    most_bytes = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
+    if most_bytes is not None and archive_bytes > most_bytes:
+        nearest = options.size_in_words(archive_bytes, checkpoint.original_bytes, checkpoint.n_params)
+        raise TargetUnreachable(f"{options.size_wanted}: {nearest} is the nearest; ask for a larger archive")
+    if options.sqnr is not None and figures.sqnr_db is not None and figures.sqnr_db < options.sqnr:
+        raise TargetUnreachable(
+            f"an SQNR of {options.sqnr:g} dB: {figures.sqnr_db:.2f} dB is the nearest;"
+            " `--method lossless` keeps every bit"
+        )
+
+
+def _warnings(worst: Worst | None) -> tuple[str, ...]:
+    if worst is None:
+        return ()
+    found = []
+    if worst.sqnr_db < POOR_TENSOR_DB:
+        found.append(f"tensor {worst.tensor!r} keeps only {worst.sqnr_db:.1f} dB; ask for more bits, or score a task")
+    elif worst.row_sqnr_db is not None and worst.row_sqnr_db < POOR_ROW_DB:
+        found.append(
+            f"a row of tensor {worst.row_tensor!r} keeps only {worst.row_sqnr_db:.1f} dB;"
+            " ask for more bits, or score a task"
+        )
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class _Encoded:
     manifest: Manifest
@@ -126,7 +169,8 @@ class _Encoded:
     restored: dict[str, torch.Tensor]
     digest: bytes
     n_latents: int
-    max_abs_error: float | None
+    figures: ErrorFigures
+    floors: Floors | None
     seconds: dict[str, float]
     history: Any
 
@@ -148,12 +192,13 @@ def _encode(
     restored = restore_encoded(checkpoint, encoded)
     figures = compare(checkpoint.tensors, restored)
     return _Encoded(
-        manifest=encoded.manifest(checkpoint, figures.sqnr_db),
+        manifest=encoded.manifest(checkpoint, figures.sqnr_db, figures.worst),
         payloads=encoded.payloads,
         restored=restored,
         digest=tensors_digest(restored),
         n_latents=encoded.n_latents,
-        max_abs_error=figures.max_abs_error,
+        figures=figures,
+        floors=encoded.floors,
         seconds={"encode": done - start, "check": time.perf_counter() - done},
         history=encoded.history,
     )

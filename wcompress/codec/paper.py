@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 
 from wcompress.blocks import BlockLayout, from_blocks, to_blocks
+from wcompress.codec.elements import entry_dtype, round_to_dtype
 from wcompress.codec.manifest import TensorEntry
-from wcompress.codec.raw import entry_dtype, round_to_dtype
 from wcompress.errors import ArchiveError
 from wcompress.vae.integer import IntegerDecoder, decode_integers, encode_integers, quantise_decoder
 from wcompress.wire import ByteCursor

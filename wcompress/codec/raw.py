@@ -5,37 +5,57 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import zstandard
 
-from wcompress.checkpoint import dtype_from_name
+from wcompress.codec.elements import entry_dtype, tensor_bytes, tensor_from_bytes
+from wcompress.codec.fields import words_of
 from wcompress.codec.manifest import TensorEntry
+from wcompress.codec.units import MAX_GROWTH, pack_words, unpack_words
 from wcompress.errors import ArchiveError
-from wcompress.fidelity import as_bytes
 from wcompress.wire import ByteCursor, encode_varint
 
-_STORED, _ZSTD = 0, 1
+_STORED, _ZSTD, _UNIT, _SHORT = range(4)
 _ZSTD_MAX_GROWTH = 32768  # a zstd block of at least 4 bytes restores at most 128 KiB
+_FIRST_UNIT_VERSION = 5
 
 
 def encode_raw(tensors: Iterable[torch.Tensor]) -> bytes:
-    """The `raw` section: each tensor's little-endian bytes, under zstd where that is smaller.
+    """The `raw` section: each tensor in the form that suits its content.
 
     Args:
         tensors: contiguous CPU tensors of any dtype.
     """
     parts: list[bytes] = []
     for tensor in tensors:
-        data = tensor_bytes(tensor)
-        packed = zstandard.ZstdCompressor(level=19, write_content_size=False).compress(data)
-        coder, payload = (_ZSTD, packed) if len(packed) < len(data) else (_STORED, data)
+        coder, payload = _encode(tensor)
         parts += [bytes([coder]), encode_varint(len(payload)), payload]
     return b"".join(parts)
 
 
-def decode_raw(data: bytes, entries: Iterable[TensorEntry]) -> dict[str, torch.Tensor]:
+def exact_bytes(tensor: torch.Tensor) -> int:
+    """What a tensor takes in the `raw` section, bytes; found by encoding it."""
+    return len(encode_raw([tensor]))
+
+
+def _encode(tensor: torch.Tensor) -> tuple[int, bytes]:
+    data = tensor_bytes(tensor)
+    short = data.rstrip(b"\0")
+    if len(data) <= 16:
+        return (_SHORT, short) if len(short) < len(data) else (_STORED, data)
+    kind, layout = words_of(tensor.dtype)
+    unit = pack_words(np.frombuffer(data, kind), layout, tuple(tensor.shape))
+    unit += bytes(max(0, -(-len(data) // MAX_GROWTH) - 1 - len(unit)))
+    return (_UNIT, unit) if len(unit) < len(data) else (_STORED, data)
+
+
+def decode_raw(data: bytes, entries: Iterable[TensorEntry], version: int = 5) -> dict[str, torch.Tensor]:
     """Undo `encode_raw`.
+
+    Args:
+        data: the section.
+        entries: the raw tensors, in order.
+        version: of the archive's format.
 
     Raises:
         ArchiveError: the section does not hold what the entries say.
@@ -44,63 +64,38 @@ def decode_raw(data: bytes, entries: Iterable[TensorEntry]) -> dict[str, torch.T
     tensors: dict[str, torch.Tensor] = {}
     for entry in entries:
         dtype = entry_dtype(entry)
-        n_bytes = entry.numel * dtype.itemsize
         coder = cursor.take(1)[0]
         payload = cursor.take(cursor.varint())
-        if coder == _ZSTD and n_bytes <= _ZSTD_MAX_GROWTH * len(payload):
-            try:
-                # A frame that states its size is believed by the decompressor, whatever limit it is given.
-                if zstandard.frame_content_size(payload) not in (-1, n_bytes):
-                    raise zstandard.ZstdError("it states another size")
-                payload = zstandard.ZstdDecompressor().decompress(payload, max_output_size=n_bytes)
-            except zstandard.ZstdError as error:
-                raise ArchiveError(f"tensor {entry.name!r}: {error}; the archive is damaged") from error
-        elif coder != _STORED:
-            raise ArchiveError(f"tensor {entry.name!r}: its bytes cannot be restored; the archive is damaged")
-        if len(payload) != n_bytes:
-            raise ArchiveError(
-                f"tensor {entry.name!r}: {n_bytes} bytes expected, {len(payload)} found; the archive is damaged"
-            )
-        tensors[entry.name] = tensor_from_bytes(payload, dtype, entry.shape)
+        content = _decode(entry, coder if coder <= _ZSTD or version >= _FIRST_UNIT_VERSION else -1, payload)
+        tensors[entry.name] = tensor_from_bytes(content, dtype, entry.shape)
     cursor.finish()
     return tensors
 
 
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """A contiguous CPU tensor's elements in row-major order, little-endian."""
-    return as_bytes(tensor).numpy().tobytes() if tensor.numel() else b""
-
-
-def tensor_from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """Undo `tensor_bytes`; `data` has as many bytes as shape and dtype need."""
-    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    return flat.view(dtype).reshape(shape)
-
-
-def round_to_dtype(values: npt.NDArray[np.float64], dtype: torch.dtype) -> torch.Tensor:
-    """float64 → a float dtype: clamped to its finite range, rounded to float32 first, then to the dtype.
-
-    The order of the steps is part of the format: it makes the result the same everywhere.
-    """
-    if dtype == torch.float64:
-        return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
-    limit = np.float32(torch.finfo(dtype).max)
-    with np.errstate(over="ignore", invalid="ignore"):
-        single = np.array(values, dtype=np.float32, order="C")
-    # By numpy, since torch in a thread of ours would have threads of its own, which wait busily.
-    # The limit is a float32, so that it makes no difference which comes first, clamping or rounding to float32.
-    return torch.from_numpy(np.clip(single, -limit, limit, out=single)).to(dtype)
-
-
-def entry_dtype(entry: TensorEntry) -> torch.dtype:
-    """The dtype of a manifest entry.
-
-    Raises:
-        ArchiveError: this torch has no such dtype.
-    """
-    try:
-        return dtype_from_name(entry.dtype)
-    except (KeyError, ValueError) as error:
+def _decode(entry: TensorEntry, coder: int, payload: bytes) -> bytes:
+    dtype = entry_dtype(entry)
+    n_bytes = entry.numel * dtype.itemsize
+    if coder == _ZSTD and n_bytes <= _ZSTD_MAX_GROWTH * len(payload):
+        try:
+            # A frame that states its size is believed by the decompressor, whatever limit it is given.
+            if zstandard.frame_content_size(payload) not in (-1, n_bytes):
+                raise zstandard.ZstdError("it states another size")
+            payload = zstandard.ZstdDecompressor().decompress(payload, max_output_size=n_bytes)
+        except zstandard.ZstdError as error:
+            raise ArchiveError(f"tensor {entry.name!r}: {error}; the archive is damaged") from error
+    elif coder == _UNIT and 0 < n_bytes <= MAX_GROWTH * (len(payload) + 1):
+        cursor = ByteCursor(payload, f"tensor {entry.name!r}")
+        kind, layout = words_of(dtype)
+        words = unpack_words(cursor, n_bytes // kind.itemsize, kind, layout)
+        if cursor.take(cursor.remaining).strip(b"\0"):
+            raise ArchiveError(f"tensor {entry.name!r}: bytes behind its last; the archive is damaged")
+        payload = words.tobytes()
+    elif coder == _SHORT and len(payload) < n_bytes <= 16:
+        payload += bytes(n_bytes - len(payload))
+    elif coder != _STORED:
+        raise ArchiveError(f"tensor {entry.name!r}: its bytes cannot be restored; the archive is damaged")
+    if len(payload) != n_bytes:
         raise ArchiveError(
-            f"tensor {entry.name!r}: unknown dtype {entry.dtype!r}; update torch or wcompress"
-        ) from error
+            f"tensor {entry.name!r}: {n_bytes} bytes expected, {len(payload)} found; the archive is damaged"
+        )
+    return payload

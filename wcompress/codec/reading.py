@@ -12,9 +12,9 @@ import torch
 
 from wcompress.archive import ArchiveReader
 from wcompress.checkpoint import Checkpoint, read_checkpoint
+from wcompress.codec.elements import entry_dtype, tensor_bytes
 from wcompress.codec.manifest import Manifest, TensorEntry
 from wcompress.codec.paper import root_mean_square
-from wcompress.codec.raw import entry_dtype, tensor_bytes
 from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
 from wcompress.errors import ArchiveError, ChecksumMismatch
@@ -144,6 +144,7 @@ class Archive:
             sections=sections,
             sqnr_db=manifest.sqnr_db,
             sha256=self._reader.digest.hex(),
+            worst=manifest.worst,
             version=self._reader.version,
             padding=manifest.padding,
             tensors=tuple(TensorRow(e.name, e.dtype, e.shape, e.kind) for e in manifest.tensors),
@@ -269,7 +270,9 @@ def verify(
                 f"the archive records {_db(recorded)} against the model it was made from, this one gives"
                 f" {_db(figures.sqnr_db)}: it was made from another model"
             )
-        return VerifyResult(sha256, figures.sqnr_db, figures.max_abs_error, figures.lossless, tuple(errors))
+        return VerifyResult(
+            sha256, figures.sqnr_db, figures.max_abs_error, figures.lossless, tuple(errors), figures.tensors
+        )
 
 
 def _db(value: float | None) -> str:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from wcompress.codec.exceptions import Positions, decode_exceptions, with_exceptions
 from wcompress.codec.fine import decode_fine
 from wcompress.codec.lossless import LosslessReader
 from wcompress.codec.manifest import METHOD_VERSIONS, Manifest, TensorEntry
 from wcompress.codec.paper import PaperReader
 from wcompress.codec.raw import decode_raw
 from wcompress.codec.vae_method import VaeReader
+from wcompress.errors import ArchiveError
 
 if TYPE_CHECKING:
     from wcompress.checkpoint import Checkpoint
@@ -42,6 +44,7 @@ class Restorer:
         self._section = section
         self._version = version
         self._coded: CodedReader | None = None
+        self._exceptions: dict[str, tuple[Positions, torch.Tensor]] | None = None
         self._whole: dict[str, dict[str, torch.Tensor]] = {}
 
     def restore(self, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
@@ -51,6 +54,8 @@ class Restorer:
             ArchiveError: the archive is damaged.
         """
         tensors: dict[str, torch.Tensor] = {}
+        if self._exceptions is None:
+            self._exceptions = self._open_exceptions()
         coded = [entry.name for entry in entries if entry.kind == "coded"]
         if coded:
             if self._coded is None:
@@ -60,9 +65,19 @@ class Restorer:
             names = [entry.name for entry in entries if entry.kind == kind]
             if names:
                 if kind not in self._whole:
-                    self._whole[kind] = decode(self._section(kind), self._manifest.of_kind(kind))
+                    self._whole[kind] = decode(self._section(kind), self._manifest.of_kind(kind), self._version)
                 tensors |= {name: self._whole[kind][name] for name in names}
+        for name in coded:
+            if name in self._exceptions:
+                tensors[name] = with_exceptions(tensors[name], *self._exceptions[name])
         return tensors
+
+    def _open_exceptions(self) -> dict[str, tuple[Positions, torch.Tensor]]:
+        entries = self._manifest.tensors
+        found = decode_exceptions(self._section("exceptions"), entries, self._version)
+        if any(entries[index].kind != "coded" for index in found):
+            raise ArchiveError("exceptions: of a tensor that is not coded; the archive is damaged")
+        return {entries[index].name: exceptions for index, exceptions in found.items()}
 
     def _open_coded(self) -> CodedReader:
         manifest, section = self._manifest, self._section

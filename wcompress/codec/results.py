@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from wcompress.codec.floors import Floors
+from wcompress.fidelity import TensorError, Worst
 
 if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
@@ -51,6 +55,7 @@ class ArchiveSummary:
         sections: bytes by section name; they add up to `archive_bytes`.
         sqnr_db: pooled over float tensors of two or more dimensions, dB; None when lossless.
         sha256: of the restored tensors, hexadecimal.
+        worst: the poorest tensor and the poorest row of what is coded with loss; None where there is none.
     """
 
     archive: str
@@ -64,6 +69,7 @@ class ArchiveSummary:
     sections: dict[str, int]
     sqnr_db: float | None
     sha256: str
+    worst: Worst | None = None
 
     @property
     def ratio(self) -> float:
@@ -98,6 +104,7 @@ class ArchiveSummary:
             "sections": {**sections, **{k: v for k, v in self.sections.items() if k not in sections}},
             "sqnr_db": self.sqnr_db,
             "sha256": self.sha256,
+            "worst": None if self.worst is None else asdict(self.worst),
         }
 
 
@@ -112,6 +119,8 @@ class PackResult(ArchiveSummary):
         max_abs_error: the largest difference of any finite float parameter.
         dry_run: nothing was written.
         history: of the VAE's training, None where none was trained.
+        floors: that hold for every tensor and row; None where nothing is coded with loss, or a task decided.
+        warnings: one line for each thing a user should know before relying on the archive.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -120,6 +129,8 @@ class PackResult(ArchiveSummary):
     max_abs_error: float | None = None
     dry_run: bool = False
     history: TrainingHistory | None = None
+    floors: Floors | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that `pack --json` prints."""
@@ -130,6 +141,8 @@ class PackResult(ArchiveSummary):
             "task": self.task.to_json() if self.task else None,
             "left_out": list(self.left_out),
             "dry_run": self.dry_run,
+            "floors": None if self.floors is None else asdict(self.floors),
+            "warnings": list(self.warnings),
         }
 
 
@@ -171,6 +184,7 @@ class VerifyResult:
         sha256: of the restored tensors, hexadecimal.
         sqnr_db, max_abs_error, lossless: against the model given; None without one.
         errors: one line each; empty when all is well.
+        tensors: error figures of each float tensor against the model given; None without one.
     """
 
     sha256: str
@@ -178,6 +192,7 @@ class VerifyResult:
     max_abs_error: float | None = None
     lossless: bool | None = None
     errors: tuple[str, ...] = ()
+    tensors: Mapping[str, TensorError] | None = None
 
     @property
     def ok(self) -> bool:
@@ -186,4 +201,9 @@ class VerifyResult:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `verify --json` prints."""
-        return {"ok": self.ok, **asdict(self), "errors": list(self.errors)}
+        document = {"ok": self.ok, **asdict(replace(self, tensors=None)), "errors": list(self.errors)}
+        if self.tensors is None:
+            del document["tensors"]
+        else:
+            document["tensors"] = {name: asdict(error) for name, error in self.tensors.items()}
+        return document

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from wcompress.codec.class_model import ClassModel
 from wcompress.codec.context_model import ContextModel
 from wcompress.codec.levels import LEVEL_UNITS, N_RATIOS, Levels
+from wcompress.codec.own_scales import OwnScales
 from wcompress.compiled import compiled
 from wcompress.entropy.bits import BitWriter
 from wcompress.fidelity import farthest
@@ -70,6 +71,7 @@ class Solution:
         symbols: int32 `[n]`.
         ratios: how signs are expected, int8 `[n]`; None where they never are.
         symbol_bits: about what the symbols take; under class tables alone.
+        own_scales: that the weights were divided by; None for none.
     """
 
     step: float
@@ -79,12 +81,15 @@ class Solution:
     symbols: Ints
     ratios: Signs | None
     symbol_bits: float = 0.0
+    own_scales: OwnScales | None = None
 
     @property
     def header_bits(self) -> int:
-        """Bits of the model: scales, decoder, latents, tables."""
+        """Bits of the model: own scales, scales, decoder, latents, tables."""
         tables, decoder = BitWriter(), BitWriter()
         latents = self.model.write(tables, decoder)
+        if self.own_scales is not None:
+            self.own_scales.write(tables)
         return tables.n_bits + decoder.n_bits + 8 * len(latents)
 
 

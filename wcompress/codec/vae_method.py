@@ -17,10 +17,10 @@ import torch
 
 from wcompress.codec.class_model import ClassModel
 from wcompress.codec.context_model import ContextModel, check_length, stream_starts
+from wcompress.codec.elements import entry_dtype, round_to_dtype
 from wcompress.codec.levels import Levels
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.raw import entry_dtype, round_to_dtype
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, LAYOUTS, Sequencing
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError
@@ -77,6 +77,16 @@ class VaeCode:
         symbols = self.model.encode(self.symbols, sequencing, self.machine)
         return {"decoder": scales.to_bytes(), "latents": latents, "tables": out.to_bytes(), "symbols": symbols}
 
+    def restored(self, ratios: npt.NDArray[np.int8] | None) -> Floats:
+        """What the symbols restore to before it is rounded to a dtype, float64 `[n_weights]`.
+
+        Args:
+            ratios: how signs were expected, None for not at all.
+        """
+        which = quantisers(self.symbols, self.sequencing.unit_starts, self.machine)
+        multipliers = self.own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
+        return self.levels.restored(self.symbols, which, self.machine, ratios, self.step, multipliers)
+
     def squared_error(
         self, weights: npt.NDArray[np.floating], multipliers: Floats, ratios: npt.NDArray[np.int8] | None
     ) -> float:
@@ -125,7 +135,7 @@ class VaeReader:
         sequencing = Sequencing(
             tuple(entry.shape for entry in entries), tuple(LAYOUTS[i] for i in layouts), block_size, latent_dim
         )
-        own_scales = OwnScales.read(data, sequencing)
+        own_scales = OwnScales.read(data, sequencing, version)
         levels = Levels.read(data)
         decoder = BitReader(sections["decoder"], "decoder")
         model: ContextModel | ClassModel

@@ -16,13 +16,15 @@ import torch
 from wcompress.archive import frame_bytes
 from wcompress.codec.class_encoder import ClassEncoder
 from wcompress.codec.context_encoder import ContextEncoder
+from wcompress.codec.elements import round_to_dtype
 from wcompress.codec.fine import encode_fine
-from wcompress.codec.own_scales import OwnScales
+from wcompress.codec.floors import Floors, Groups, Shortfalls, about_db, capped, lowered, shortfalls
+from wcompress.codec.own_scales import WHOLE, OwnScales
 from wcompress.codec.solution import EncoderConfig, Solution, finest_step
 from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
-from wcompress.fidelity import computable, energy, farthest
+from wcompress.fidelity import compare, computable, energy, farthest
 from wcompress.quantize.trellis import N_STATES, trellis
 
 Weights = npt.NDArray[np.floating]
@@ -31,7 +33,6 @@ Progress = Callable[[int, int, dict[str, float]], None]
 SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
 
-_MIN_CODED = 64
 _ROUNDS = 12
 _SMALL_MODEL_ROUNDS = 30
 _SETTLING_ROUNDS = 4
@@ -46,6 +47,9 @@ _QUICK_STATES = 64  # with fewer the search takes as long
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
 _FAR_STEPS, _FAR_MEANS = 500.0, 64.0
 _SAMPLE = 1 << 18  # weights on which a large model's step is found
+_MOST_REPAIRS = 6
+_MOST_CORRECTIONS = 3
+_MOST_BYTES_LEFT = 0.015  # of a target of bytes
 _SMALL_STATES = {3: 256, 4: 1024, 5: 16384, 6: 16384, 7: 16384, 8: 16384}
 
 
@@ -56,15 +60,14 @@ class Target:
     Attributes:
         sqnr_db: at least this SQNR.
         n_bytes: at most so many bytes for the whole archive.
+        wanted: the target of bytes as it was given.
+        in_words: what an archive of so many bytes is called, in the unit that the target was given in.
     """
 
     sqnr_db: float | None = None
     n_bytes: int | None = None
-
-
-def is_coded(tensor: torch.Tensor) -> bool:
-    """Whether a finite float tensor goes under the trellis; all others are kept finely."""
-    return tensor.ndim >= 2 and tensor.numel() >= _MIN_CODED
+    wanted: str = ""
+    in_words: Callable[[int], str] = "{} bytes".format
 
 
 def _fits_singles(array: npt.NDArray[np.floating]) -> bool:
@@ -93,6 +96,7 @@ class VaeSearch:
         effort: 1 to 9.
         seed: of the prior.
         device: to train it on.
+        floors: hold each tensor, row and channel to its floor, see `wcompress.codec.floors`.
         other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
         progress: called as the search goes on.
     """
@@ -111,30 +115,28 @@ class VaeSearch:
         effort: int,
         seed: int,
         device: str,
+        floors: bool = True,
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         progress: Progress | None = None,
     ) -> None:
+        self._coded = coded
         arrays = [computable(tensor).numpy() for tensor in coded.values()]
         layouts = tuple(choose_layout(array, block_size // latent_dim) for array in arrays)
         n_weights = sum(array.size for array in arrays)
         by_context = effort > 1 and n_weights <= _SMALL_MODEL
         unit_blocks = CONTEXT_UNIT_BLOCKS if by_context else UNIT_BLOCKS
         self.sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, unit_blocks)
-        self.own_scales = own_scales
         self.fine = fine
         self._progress = progress
         self._other_bytes = other_bytes
         self._estimates = False
+        self._correction = 0
+        self._floors = floors
+        self._groups: list[Groups] = []
         self.slack = 0.4 if effort > 6 else 1.0  # of how far beyond the target is near enough
         wide = n_weights <= _SMALL_MODEL or not all(_fits_singles(array) for array in arrays)
         self._weights = self.sequencing.flatten(arrays, np.float64 if wide else np.float32)
-        self._multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
-        self._counted = (self._weights, self._multipliers)
-        if counted_by is not None:
-            counted = counted_by.multipliers(self.sequencing, 0, n_weights)
-            if len(counted) > 1:
-                self._counted = (self._weights / counted, self._multipliers / counted)
-        self._signal = energy(self._counted[0])
+        self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
         states = _STATES[effort]
         if n_weights <= _SMALL_MODEL:
             states = _SMALL_STATES.get(effort, states)
@@ -151,8 +153,24 @@ class VaeSearch:
             seed=seed,
             device=device,
         )
-        encoder = ContextEncoder if by_context else ClassEncoder
-        self._encoder: ContextEncoder | ClassEncoder = encoder(self._scaled(), self.sequencing, config)
+        self._use(own_scales, ContextEncoder if by_context else ClassEncoder, config)
+        self._signal = energy(self._counted[0])
+
+    def _use(self, own_scales: OwnScales, kind: type[ContextEncoder | ClassEncoder], config: EncoderConfig) -> None:
+        """Quantise under these scales from now on."""
+        self.own_scales = own_scales
+        self._multipliers = own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
+        self._counted = self._as_counted(own_scales)
+        self._encoder: ContextEncoder | ClassEncoder = kind(self._scaled(), self.sequencing, config)
+
+    def _as_counted(self, own_scales: OwnScales) -> tuple[Weights, npt.NDArray[np.float64]]:
+        # The weights, and what their steps are multiplied by, in the units in which errors count.
+        n_weights = self.sequencing.n_weights
+        multipliers = own_scales.multipliers(self.sequencing, 0, n_weights)
+        if self._counted_by is None:
+            return self._weights, multipliers
+        counted = self._counted_by.multipliers(self.sequencing, 0, n_weights)
+        return self._weights / counted, multipliers / counted
 
     def _scaled(self) -> Weights:
         # Divided by their own scales; not a copy where there are none.
@@ -164,7 +182,7 @@ class VaeSearch:
             self.sequencing,
             solution.machine,
             solution.step,
-            self.own_scales,
+            solution.own_scales or self.own_scales,
             solution.model,
             solution.levels,
             solution.symbols,
@@ -172,8 +190,25 @@ class VaeSearch:
 
     def sqnr_db(self, solution: Solution) -> float:
         """SQNR of the coded tensors, dB, as it is counted."""
-        noise = self.code(solution).squared_error(*self._counted, solution.ratios)
+        weights, multipliers = self._counted
+        if solution.own_scales is not None and solution.own_scales != self.own_scales:
+            weights, multipliers = self._as_counted(solution.own_scales)
+        noise = self.code(solution).squared_error(weights, multipliers, solution.ratios)
         return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
+
+    def restored_sqnr_db(self, solution: Solution) -> float:
+        """SQNR of what a reader will have, in the tensors' dtypes, as `wcompress.fidelity.compare` pools it; in dB.
+
+        Where no tensor has two dimensions, of all.
+        """
+        values = self.code(solution).restored(solution.ratios)
+        restored: dict[str, torch.Tensor] = {}
+        for index, (name, tensor) in enumerate(self._coded.items()):
+            flat = round_to_dtype(values[self._spans()[index]], tensor.dtype)
+            restored[name] = self.sequencing.unflatten(index, flat)
+        figures = compare(self._coded, restored)
+        found = [e.sqnr_db for e in figures.tensors.values() if e.sqnr_db is not None]
+        return figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
 
     def fine_sqnr_db(self, sqnr_db: float) -> float:
         """How precisely the fine tensors are kept beside coded ones of this SQNR."""
@@ -194,6 +229,9 @@ class VaeSearch:
         """
         if self.sequencing.n_weights == 0 or not self._signal:
             return self._encoder.solve(1.0)
+        if self._floors:
+            bits = 0.0 if target.n_bytes is None else 8 * target.n_bytes / self.sequencing.n_weights
+            self._cap(about_db(bits) if target.sqnr_db is None else target.sqnr_db)
         scaled = self._encoder.weights
         scale = math.sqrt(energy(scaled) / len(scaled))
         if target.sqnr_db is not None:
@@ -205,15 +243,16 @@ class VaeSearch:
             guess = scale * 2.0 ** (1.3 - bits)
         if isinstance(self._encoder, ClassEncoder) and self._beyond_tables(guess):
             self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
-            self._encoder = ContextEncoder(self._scaled(), self.sequencing, self._encoder.config)
+            self._use(self.own_scales, ContextEncoder, self._encoder.config)
         if self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder):
             if self._encoder.config.machine.n_states <= _QUICK_STATES:
-                return _Bisection(self, target, guess).run(self._progress)
+                return self._repaired(_Bisection(self, target, guess).run(self._progress), target, self._progress)
             start = self._with_few_states(target, guess)
             try:
                 found = _Bisection(self, target, start.step, start, 1).run(_stage(self._progress, 1))
             except TargetUnreachable:
                 return start
+            found = self._repaired(found, target, _stage(self._progress, 1))
             # Of a small tensor either may be the better one.
             if target.sqnr_db is not None:
                 return min(found, start, key=self.n_bytes)
@@ -228,14 +267,86 @@ class VaeSearch:
             share = len(start.symbols) / self.sequencing.n_weights
             margin = 1.0 - self._estimated(start, start.symbol_bits / share, _FINE_RANGE_DB[0]) / target.n_bytes
         search.expect(margin)
-        return search.run(self._progress)
+        return self._corrected(self._repaired(search.run(self._progress), target, self._progress), target)
+
+    def _corrected(self, solution: Solution, target: Target) -> Solution:
+        """A solution whose archive, not its estimate alone, has the bytes that were asked for."""
+        for _ in range(_MOST_CORRECTIONS):
+            if target.n_bytes is None:
+                break
+            n_bytes = self._exact_bytes(solution)
+            if (1 - _MOST_BYTES_LEFT) * target.n_bytes <= n_bytes <= target.n_bytes:
+                break
+            self._correction += n_bytes - self.n_bytes(solution)
+            try:
+                solution = _Bisection(self, target, solution.step, solution, 1).run(self._progress)
+            except TargetUnreachable:
+                if n_bytes > target.n_bytes:
+                    raise
+                break
+        return solution
+
+    def _tensor_groups(self) -> list[Groups]:
+        if not self._groups:
+            self._groups = [Groups.of(self.sequencing, index) for index in range(len(self.sequencing.shapes))]
+        return self._groups
+
+    def _spans(self) -> list[slice]:
+        return [slice(int(a), int(b)) for a, b in itertools.pairwise(self.sequencing.starts)]
+
+    def _counts(self, energies: Sequence[float]) -> list[float]:
+        # What the squares of each tensor count for in the SQNR.
+        if self._counted_by is None:
+            return [1.0] * len(energies)
+        spans = self._spans()
+        return [(s.stop - s.start) / e if e > 0 else 0.0 for s, e in zip(spans, energies, strict=True)]
+
+    def _cap(self, sqnr_db: float) -> None:
+        """Finer steps for what would likely end below its floor."""
+        groups = self._tensor_groups()
+        energies = [g.sums(np.square(self._weights[s])) for g, s in zip(groups, self._spans(), strict=True)]
+        counts = self._counts([float(e[WHOLE][0]) for e in energies])
+        shapes, floors = self.sequencing.shapes, Floors.at(sqnr_db)
+        own_scales = capped(self.own_scales, shapes, groups, energies, counts, sqnr_db, floors)
+        if own_scales != self.own_scales:
+            self._use(own_scales, type(self._encoder), self._encoder.config)
+
+    def _lacking(self, solution: Solution) -> list[Shortfalls]:
+        """What each tensor lacks of its floors; empty where none lacks anything."""
+        floors = Floors.at(self.sqnr_db(solution))
+        restored = self.code(solution).restored(solution.ratios)
+        mean_square = energy(self._weights) / max(1, len(self._weights))
+        found = []
+        for groups, span in zip(self._tensor_groups(), self._spans(), strict=True):
+            weights = self._weights[span].astype(np.float64, copy=False)
+            signal = groups.sums(np.square(weights))
+            noise = groups.sums(np.square(weights - restored[span]))
+            whole = float(signal[WHOLE][0])
+            reference = mean_square if self._counted_by is None else whole / max(1, len(weights))
+            found.append(shortfalls(groups, signal, noise, floors, reference))
+        return found if any(found) else []
+
+    def _repaired(self, solution: Solution, target: Target, progress: Progress | None) -> Solution:
+        """A solution that meets the target and keeps the floors, from one that meets the target."""
+        for _ in range(_MOST_REPAIRS if self._floors else 0):
+            lacking = self._lacking(solution)
+            if not lacking:
+                break
+            own_scales = lowered(self.own_scales, self.sequencing.shapes, lacking)
+            self._use(own_scales, type(self._encoder), self._encoder.config)
+            solution = _Bisection(self, target, solution.step, solution, 1).run(progress)
+        return solution
 
     def _with_few_states(self, target: Target, guess: float) -> Solution:
         """A solution under a trellis whose search is quick: tables, prior and about the step are those of any other."""
         quick = copy.copy(self)
         encoder = quick._encoder = copy.copy(self._encoder)
         encoder.config = replace(encoder.config, machine=trellis(_QUICK_STATES))
-        return _Bisection(quick, target, guess).run(_stage(self._progress, 0))
+        progress = _stage(self._progress, 0)
+        solution = quick._repaired(_Bisection(quick, target, guess).run(progress), target, progress)
+        if quick.own_scales != self.own_scales:
+            self._use(quick.own_scales, type(self._encoder), self._encoder.config)
+        return solution
 
     def _beyond_tables(self, step: float) -> bool:
         # Whether a weight lies so far out that class tables, of 2047 magnitudes at most, may not reach it.
@@ -262,9 +373,10 @@ class VaeSearch:
         sample = copy.copy(self)
         sample.sequencing = replace(sequencing, shapes=tuple(shapes), layouts=("rows",) * len(shapes))
         sample._weights = self._weights[taken]
+        sample._floors = False
         sample._multipliers = self._multipliers if len(self._multipliers) == 1 else self._multipliers[taken]
         sample._counted = tuple(part if len(part) == 1 else part[taken] for part in self._counted)  # type: ignore[assignment]
-        sample._estimates = True
+        sample._estimates, sample._correction = True, 0
         sample._signal = energy(sample._counted[0])
         config = replace(self._encoder.config, use_prior=False)
         sample._encoder = ClassEncoder(sample._scaled(), sample.sequencing, config)
@@ -287,10 +399,13 @@ class VaeSearch:
         if not self._estimates and (
             self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder)
         ):
-            sizes = [len(data) for data in self.sections(solution).values()]
-            sizes += self._other_bytes(solution, sqnr_db)
-            return sum(sizes) + frame_bytes(sizes)
-        return self._estimated(solution, solution.symbol_bits, sqnr_db)
+            return self._exact_bytes(solution)
+        return self._estimated(solution, solution.symbol_bits, sqnr_db) + self._correction
+
+    def _exact_bytes(self, solution: Solution) -> int:
+        sizes = [len(data) for data in self.sections(solution).values()]
+        sizes += self._other_bytes(solution, self.sqnr_db(solution))
+        return sum(sizes) + frame_bytes(sizes)
 
     def _estimated(self, solution: Solution, symbol_bits: float, sqnr_db: float) -> int:
         n_units = len(self.sequencing.unit_starts) - 1
@@ -305,11 +420,13 @@ class VaeSearch:
 
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step`."""
-        return self._encoder.solve(step, start)
+        return replace(self._encoder.solve(step, start), own_scales=self.own_scales)
 
     def refit(self, solution: Solution) -> Solution:
         """The same symbols under a model trained on them."""
-        return self._encoder.refit(solution) if isinstance(self._encoder, ContextEncoder) else solution
+        if not isinstance(self._encoder, ContextEncoder):
+            return solution
+        return replace(self._encoder.refit(solution), own_scales=self.own_scales)
 
 
 class _Bisection:
@@ -407,4 +524,5 @@ class _Bisection:
             return f"an SQNR of {self.target.sqnr_db} dB: {nearest}; `--method lossless` keeps every bit"
         assert self.target.n_bytes is not None
         n_bytes = round((1 - margin) * self.target.n_bytes)
-        return f"{self.target.n_bytes} bytes: {n_bytes} is the nearest; ask for more"
+        wanted = self.target.wanted or self.target.in_words(self.target.n_bytes)
+        return f"{wanted}: {self.target.in_words(n_bytes)} is the nearest; ask for a larger archive"

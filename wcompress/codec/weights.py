@@ -111,12 +111,12 @@ class Sequencing:
             out[self.starts[index] : self.starts[index + 1]].reshape(ordered.shape)[...] = ordered
         return out
 
-    def first_index(self, index: int, low: int, high: int) -> npt.NDArray[np.int64]:
-        """The index along the first dimension of tensor `index` that its weights from `low` to `high` have."""
+    def index_along(self, index: int, axis: int, low: int, high: int) -> npt.NDArray[np.int64]:
+        """The index along a dimension of tensor `index` that its weights from `low` to `high` have."""
         shape = self.shapes[index]
         order = permutation(self.layouts[index], len(shape))
-        inner = math.prod(shape[axis] for axis in order[order.index(0) + 1 :])
-        return np.arange(low, high) // inner % shape[0]
+        inner = math.prod(shape[other] for other in order[order.index(axis) + 1 :])
+        return np.arange(low, high) // inner % shape[axis]
 
     def unflatten(self, index: int, weights: torch.Tensor) -> torch.Tensor:
         """The weights of tensor `index`, of any dtype → the tensor, contiguous."""
@@ -133,7 +133,7 @@ def choose_layout(array: npt.NDArray[np.floating], sub_size: int) -> str:
     """
     size = array.size
     n_sub = size // sub_size
-    if n_sub < 4:
+    if n_sub < 4 or array.ndim < 2:
         return "rows"
     candidates = LAYOUTS if array.ndim > 2 and math.prod(array.shape[2:]) > 1 else LAYOUTS[:2]
     if size > _LAYOUT_SAMPLE:

@@ -53,7 +53,8 @@ Kind = np.dtype[np.unsignedinteger]
 STORED, ZSTD, FILL, PLANES, CODED, PALETTE = range(6)
 MAX_GROWTH = 32768  # a zstd block of at least 4 bytes restores at most 128 KiB
 _MAX_PALETTE = 1 << 16
-_THOROUGH_ZSTD = 1 << 22  # bytes up to which zstd may take its time
+_THOROUGH_ZSTD = 1 << 16  # bytes up to which zstd may take its time
+_PATIENT_ZSTD = 1 << 21  # and up to which it may where nothing else does
 _BYTE: Kind = np.dtype(np.uint8)
 
 MAX_SYMBOLS = 4096  # of a table
@@ -277,9 +278,20 @@ def pack_zstd(data: bytes, limit: int, quick: int) -> bytes | None:
     """
     if len(data) > 4096 and (quick > 0.995 * len(data) or quick > 1.05 * limit):
         return None
-    level = 19 if len(data) <= _THOROUGH_ZSTD else 12
-    frame = zstandard.ZstdCompressor(level=level, write_content_size=False).compress(data)
+    frame = _zstd(data, 19) if len(data) <= _THOROUGH_ZSTD else None
+    if frame is None:
+        middle = len(data) // 2
+        piece = data[middle : middle + _THOROUGH_ZSTD]
+        if quick * len(_zstd(piece, 12)) > limit * len(_zstd(piece, 3)):
+            return None
+        frame = _zstd(data, 12)
+        if len(frame) < 0.95 * limit and len(data) <= _PATIENT_ZSTD:
+            frame = min(frame, _zstd(data, 19), key=len)
     return bytes([ZSTD]) + encode_varint(len(frame)) + frame
+
+
+def _zstd(data: bytes, level: int) -> bytes:
+    return zstandard.ZstdCompressor(level=level, write_content_size=False).compress(data)
 
 
 def quick_zstd_bytes(data: bytes) -> int:
@@ -389,12 +401,15 @@ def pack_palettes(words: Words) -> list[bytes]:
     units: list[bytes] = []
     n_found = most + 1
     for signed, values in ((False, words), (True, magnitudes)):
-        palette, first, index = np.unique(values, return_index=True, return_inverse=True)
+        palette = np.unique(values)
         if len(palette) > min(most, 0.8 * len(words)) or len(palette) > 0.8 * n_found:
             continue
         n_found = len(palette)
+        index = np.searchsorted(palette, values)
         orders = [np.arange(len(palette))]
         if len(palette) > 256:
+            first = np.empty(len(palette), np.int64)
+            first[index[::-1]] = np.arange(len(values) - 1, -1, -1)
             orders.append(np.argsort(first))  # repeated runs show better in order of first occurrence
         for order in orders:
             rank = np.empty(len(order), np.uint8 if len(order) <= 256 else "<u2")

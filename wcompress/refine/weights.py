@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.encoding import entries_of
 from wcompress.codec.given import GivenSymbols
+from wcompress.codec.plan import plan_tensors
 
 _BIAS_STEP = 1.0
 _QUARTERS = 4
@@ -158,7 +158,7 @@ def _sort(model: nn.Module, checkpoint: Checkpoint) -> tuple[list[Slot], dict[st
         followers.setdefault(owner, []).append(name)
     slots: list[Slot] = []
     loose: dict[str, Tensor] = {}
-    for entry in entries_of(checkpoint, "vae"):
+    for entry in plan_tensors(checkpoint, "vae").entries:
         name = entry.name
         if entry.kind not in ("coded", "fine") or name not in held or not entry.numel:
             continue

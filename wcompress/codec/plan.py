@@ -1,0 +1,224 @@
+"""What becomes of each tensor of a model: coded with loss, kept nearly exactly, or kept bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wcompress.checkpoint import Checkpoint
+from wcompress.codec.exceptions import Positions, without_exceptions
+from wcompress.codec.floors import LEAST_GROUP
+from wcompress.codec.manifest import CODED_DTYPES, TensorEntry
+from wcompress.codec.own_scales import RUN
+from wcompress.codec.recognise import recognise
+from wcompress.fidelity import computable, largest_magnitude
+
+LARGEST = 1e100
+"""Squares of larger numbers may not exist; such elements are kept beside the rest."""
+
+_MIN_CODED = 64  # elements of a tensor of two or more dimensions
+_LONG = 1 << 14  # elements of one of one dimension
+_NARROW = 1 << 16  # elements of one whose rows are too short to have a quality
+_OUTLIER = 50.0  # standard deviations of its row and of its column
+_MOST_OUTLIERS = 0.02  # of a tensor; more are no outliers
+_SUSPECT = 8.0
+_MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
+ALWAYS_EXACT_BITS = 2.0
+"""An element's, of what is recognised as no weights: so little is never saved."""
+
+_EXACT_SHARE = 0.01  # of what coding all floats takes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How each tensor is kept.
+
+    Attributes:
+        entries: of all tensors, in order.
+        coded, fine, raw: the tensors of each kind by name; of coded ones with zeros where there are exceptions.
+        exceptions: by index of the entry, ascending positions, int64 `[k]`, and the elements there, of the tensor's
+            dtype `[k]`: NaN, infinities, and outliers so far out that they would hide the quality of all others.
+    """
+
+    entries: tuple[TensorEntry, ...]
+    coded: dict[str, torch.Tensor]
+    fine: dict[str, torch.Tensor]
+    raw: dict[str, torch.Tensor]
+    exceptions: dict[int, tuple[Positions, torch.Tensor]] = field(default_factory=dict)
+
+    def exception_rows(self) -> list[tuple[int, Positions, torch.Tensor]]:
+        """As `wcompress.codec.exceptions.encode_exceptions` takes them."""
+        return [(index, *found) for index, found in sorted(self.exceptions.items())]
+
+
+def plan_tensors(
+    checkpoint: Checkpoint,
+    method: str,
+    *,
+    exact_bits: float = ALWAYS_EXACT_BITS,
+    given: Mapping[str, str] | None = None,
+) -> Plan:
+    """Decide how each tensor of a checkpoint is kept.
+
+    Args:
+        checkpoint: the model.
+        method: one of `METHODS`.
+        exact_bits: method `vae` keeps what is recognised as no weights bit for bit where that takes at most so many
+            bits an element, and beyond that as long as all of it takes next to nothing.
+        given: the kinds of some tensors, whatever they are; no other is coded then.
+    """
+    positions = {name: index for index, name in enumerate(checkpoint.tensors)}
+    kinds = _Kinds(checkpoint, method, exact_bits, given)
+    plan = Plan((), {}, {}, {})
+    entries: list[TensorEntry] = []
+    for index, (name, tensor) in enumerate(checkpoint.tensors.items()):
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        if name in checkpoint.ties:
+            entries.append(TensorEntry(name, dtype, shape, "tie", positions[checkpoint.ties[name]]))
+            continue
+        kind = kinds.of(name, tensor)
+        if kind == "coded" and method == "vae" and given is None:
+            places = exceptional(tensor)
+            if len(places):
+                flat = tensor.reshape(-1)
+                plan.exceptions[index] = (places, flat[torch.from_numpy(places)])
+                tensor = without_exceptions(tensor, places)
+        entries.append(TensorEntry(name, dtype, shape, kind))
+        getattr(plan, kind)[name] = tensor
+    return Plan(tuple(entries), plan.coded, plan.fine, plan.raw, plan.exceptions)
+
+
+class _Kinds:
+    def __init__(self, checkpoint: Checkpoint, method: str, exact_bits: float, given: Mapping[str, str] | None) -> None:
+        self._method, self._given = method, given
+        self._exact: set[str] = set()
+        owners = [(name, t) for name, t in checkpoint.tensors.items() if name not in checkpoint.ties]
+        floats = [(name, t) for name, t in owners if _dtype_name(t) in CODED_DTYPES and t.numel()]
+        if method == "vae":
+            self._exact = _exact([(name, t) for name, t in floats if name not in (given or ())], exact_bits)
+        weights = [t for name, t in floats if name not in self._exact]
+        # A model whose numbers lie in long rows has no other weights.
+        self._rows_are_weights = 2 * sum(t.numel() for t in weights if _is_matrix(t)) < sum(t.numel() for t in weights)
+
+    def of(self, name: str, tensor: torch.Tensor) -> str:
+        if _dtype_name(tensor) not in CODED_DTYPES or name in self._exact:
+            return "raw"
+        if self._method == "lossless":
+            return "coded"
+        if self._given is not None:
+            return self._given.get(name, self._kept(tensor))
+        if self._method == "paper":
+            return "coded" if largest_magnitude(tensor) <= LARGEST else "raw"
+        return "coded" if self._is_coded(tensor) and not _is_tiny(tensor) else self._kept(tensor)
+
+    def _kept(self, tensor: torch.Tensor) -> str:
+        return "fine" if largest_magnitude(tensor) <= LARGEST and not _is_tiny(tensor) else "raw"
+
+    def _is_coded(self, tensor: torch.Tensor) -> bool:
+        if _is_matrix(tensor):
+            return True
+        return tensor.ndim == 1 and tensor.numel() >= (_MIN_CODED if self._rows_are_weights else _LONG)
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _is_matrix(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of two or more dimensions is worth coding; short rows are kept finely, unless they are many."""
+    if tensor.ndim < 2 or tensor.numel() < _MIN_CODED:
+        return False
+    return tensor.numel() >= LEAST_GROUP * tensor.shape[0] or tensor.numel() >= _NARROW
+
+
+def _is_tiny(tensor: torch.Tensor) -> bool:
+    # Squares of such numbers do not exist.
+    if not tensor.numel():
+        return False
+    return 0 < float(computable(tensor).abs().nan_to_num_(0.0, 0.0, 0.0).max()) < 1 / LARGEST
+
+
+def _exact(floats: Iterable[tuple[str, torch.Tensor]], exact_bits: float) -> set[str]:
+    """Names of tensors that are no weights and cheaply kept bit for bit."""
+    found, dear, n_elements = set(), [], 0
+    for name, tensor in floats:
+        n_elements += tensor.numel()
+        recognised = recognise(tensor)
+        if recognised is None:
+            continue
+        if recognised.bits_per_element <= max(ALWAYS_EXACT_BITS, exact_bits):
+            found.add(name)
+        else:
+            dear.append((recognised.exact_bytes, name))
+    left = _EXACT_SHARE * min(exact_bits, 32.0) * n_elements / 8
+    for n_bytes, name in sorted(dear):
+        if n_bytes > left:
+            break
+        left -= n_bytes
+        found.add(name)
+    return found
+
+
+def exceptional(tensor: torch.Tensor) -> Positions:
+    """Ascending flat positions of elements to be kept beside a coded rest, int64 `[k]`.
+
+    NaN, infinities and numbers beyond `LARGEST`; and outliers: more than 50 times as large as is usual in their row and
+    in their column, where usual is the standard deviation of normal numbers with the same median magnitude.
+
+    Args:
+        tensor: contiguous, of a float dtype.
+    """
+    if not tensor.numel():
+        return np.zeros(0, np.int64)
+    sizes = computable(tensor.reshape(-1)).abs().numpy()
+    usable = sizes <= (LARGEST if sizes.dtype == np.float64 else np.finfo(np.float32).max)
+    beyond = np.flatnonzero(~usable)
+    if len(beyond):
+        sizes = np.where(usable, sizes, 0)
+    outliers = _outliers(sizes, tuple(tensor.shape))
+    return np.union1d(beyond, outliers).astype(np.int64)
+
+
+def _outliers(sizes: npt.NDArray[np.floating], shape: tuple[int, ...]) -> Positions:
+    n = len(sizes)
+    if len(shape) == 1 or n < LEAST_GROUP * shape[0]:
+        width = min(n, RUN)
+        rows = sizes[: n // width * width].reshape(-1, width)
+        found = _far_in_rows(rows)
+        if n % width:
+            found = np.append(found, n // width * width + _far_in_rows(sizes[None, n // width * width :]))
+        columns = None
+    else:
+        found = _far_in_rows(sizes.reshape(shape[0], -1))
+        columns = np.moveaxis(sizes.reshape(shape), 1, 0)
+    if not 0 < len(found) <= _MOST_OUTLIERS * n:
+        return np.zeros(0, np.int64)
+    if columns is None or columns[0].size < LEAST_GROUP:
+        return found
+    column = found // math.prod(shape[2:]) % shape[1]
+    usual = {int(c): _usual(columns[c].reshape(-1)) for c in np.unique(column)}
+    return found[sizes[found] > _OUTLIER * np.array([usual[int(c)] for c in column])]
+
+
+def _far_in_rows(rows: npt.NDArray[np.floating]) -> Positions:
+    """Flat positions of what is far larger than usual in its row."""
+    width = rows.shape[1]
+    largest = rows.max(1)
+    suspects = np.flatnonzero(largest > _SUSPECT * rows.mean(1, dtype=np.float64))
+    found = [
+        row * width + np.flatnonzero(rows[row] > _OUTLIER * usual)
+        for row in suspects.tolist()
+        if largest[row] > _OUTLIER * (usual := _usual(rows[row]))
+    ]
+    return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+
+
+def _usual(sizes: npt.NDArray[np.floating]) -> float:
+    # Where nearly all is zero, the rest is what there is.
+    nonzero = sizes[sizes > 0]
+    return float(np.median(nonzero)) / _MEDIAN_OF_NORMAL if len(nonzero) else math.inf
