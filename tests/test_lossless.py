@@ -13,16 +13,9 @@ from hypothesis import given, settings
 
 from wcompress.codec.lossless import LosslessReader, encode_lossless
 from wcompress.codec.manifest import TensorEntry
+from wcompress.entropy.arrays import pack_array, unpack_array
 from wcompress.entropy.bits import BitReader, BitWriter
-from wcompress.entropy.histogram import (
-    MAX_SYMBOLS,
-    ArrayDecoder,
-    Histogram,
-    encode_arrays,
-    fit_histogram,
-    pack_array,
-    unpack_array,
-)
+from wcompress.entropy.histogram import MAX_SYMBOLS, ArrayDecoder, Histogram, encode_arrays, fit_histogram
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import same_bits
 from wcompress.wire import ByteCursor, encode_varint

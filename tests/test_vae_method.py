@@ -15,7 +15,6 @@ import wcompress
 from wcompress.archive import ArchiveReader
 from wcompress.codec import encoding, vae_search
 from wcompress.codec.context_model import check_length
-from wcompress.codec.fine import decode_fine, encode_fine
 from wcompress.codec.levels import Levels
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.options import PackOptions
@@ -395,33 +394,6 @@ def test_scale_models_round_trip() -> None:
         assert np.array_equal(again.latents, model.latents)
         where = np.zeros(30, np.intp)
         assert np.array_equal(again.classes(where), model.classes(where))
-
-
-@pytest.mark.parametrize("sqnr_db", [32.0, 45.0])
-def test_fine_tensors_are_kept_finely(sqnr_db: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    model = {
-        "bias": torch.randn(200, generator=generator),
-        "norm.weight": 1 + 0.02 * torch.randn(64, generator=generator),
-        "bn.running_var": torch.exp2(10 * torch.randn(50, generator=generator)),
-        "scalar": torch.tensor(0.1),
-        "pair": torch.tensor([1e-30, 1e30]),
-        "zeros": torch.zeros(30),
-        "huge": torch.randn(20, generator=generator).double() * 1e250,
-        "empty": torch.empty(0),
-    }
-    entries = [TensorEntry(n, str(t.dtype)[6:], tuple(t.shape), "fine") for n, t in model.items()]
-    data = encode_fine(model, sqnr_db)
-    restored = decode_fine(data, entries)
-    for name in ("bias", "norm.weight"):
-        error = restored[name] - model[name]
-        assert 10 * torch.log10(model[name].var() / error.var()) > sqnr_db - 0.5, name
-    assert ((restored["bn.running_var"] / model["bn.running_var"]) - 1).abs().max() < 0.012
-    for name in ("scalar", "pair", "zeros", "huge", "empty"):
-        assert same_bits(restored[name], model[name]), name
-    for damaged in (data[:-1], data + b"\1", b"\xff" * len(data)):
-        with pytest.raises(ArchiveError):
-            decode_fine(damaged, entries)
 
 
 def test_few_bits_ask_for_a_smaller_lagrangian() -> None:

@@ -16,7 +16,7 @@ from wcompress.codec.elements import entry_dtype, tensor_from_bytes
 from wcompress.codec.fields import words_of
 from wcompress.codec.manifest import TensorEntry
 from wcompress.codec.units import MAX_GROWTH, pack_words, unpack_words
-from wcompress.entropy.histogram import Kind, Words, pack_bits, unpack_bits
+from wcompress.entropy.arrays import Kind, Words, pack_bits, unpack_bits
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import as_bytes
 from wcompress.wire import ByteCursor, encode_varint

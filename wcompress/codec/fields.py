@@ -1,7 +1,7 @@
 """Floats by their fields: exponents and first mantissa bits under frequency tables, the rest as it is.
 
 Form 6 of a unit (`codec.lossless`) of n floats of one sign bit, E exponent bits and M mantissa bits: the byte 6 and,
-with arrays, tables and streams as `entropy.histogram` defines them,
+with arrays as `entropy.arrays`, tables and streams as `entropy.histogram` defines them,
 
     u8          bits 0–2: b, how many mantissa bits are coded with the exponent, at most M
                 bits 3–4: z, see below; 0, 1 or 2
@@ -33,21 +33,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wcompress.entropy.bits import BitReader, BitWriter
-from wcompress.entropy.histogram import (
-    MAX_SYMBOLS,
-    ArrayDecoder,
-    Histogram,
+from wcompress.entropy.arrays import (
     Kind,
     Words,
-    encode_arrays,
-    entropy_bits,
-    fit_histogram,
     pack_array,
     pack_bits,
     pack_numbers,
     unpack_bits,
     unpack_numbers,
+)
+from wcompress.entropy.bits import BitReader, BitWriter
+from wcompress.entropy.histogram import (
+    MAX_SYMBOLS,
+    ArrayDecoder,
+    Histogram,
+    encode_arrays,
+    entropy_bits,
+    fit_histogram,
 )
 from wcompress.errors import ArchiveError
 from wcompress.wire import ByteCursor, encode_varint

@@ -149,10 +149,12 @@ class _Goal:
         self.largest = float(np.abs(values).max())
         # Scaled, so that squares exist.
         self._unit = self.largest or 1.0
-        size = math.sqrt(float(np.mean((values / self._unit) ** 2))) * self._unit
+        scaled = values / self._unit
+        size = math.sqrt(float(np.mean(scaled**2)))
         # Largest elements count, however many others there are, but an error never exceeds what is there.
-        self.spread = size if relative else max(float(values.std()), min(self.largest / 256, size))
-        self.allowed = len(values) * (self.spread / self._unit) ** 2 * 10 ** (-sqnr_db / 10)
+        spread = size if relative else max(float(scaled.std()), min(1 / 256, size))
+        self.spread = spread * self._unit
+        self.allowed = len(values) * spread**2 * 10 ** (-sqnr_db / 10)
 
     def noise(self, restored: torch.Tensor) -> float:
         """Energy of the error, in the units of `allowed`."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.codec.own_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales, group_indices
+from wcompress.codec.own_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales, group_indices, has_pairs
 from wcompress.codec.weights import Sequencing
 
 Floats = npt.NDArray[np.float64]
@@ -24,13 +24,12 @@ Shortfalls = dict[int, Floats]
 LEAST_GROUP = 8
 """Numbers in a row or channel; of fewer, single errors and not quality would be measured."""
 
-_LEAST_PAIR_GROUP = 32
 _REFERENCE_DB, _TENSOR_DB, _ROW_DB = 22.0, 15.0, 8.0
 _SLOPE_BELOW = 1.5
 _DISTANT = 1e-2
 _MARGIN_DB = 0.5
 _STATIC_MARGIN_DB = 1.0
-_LOWEST_EXPONENT = -2000
+_MOST_AT_ONCE_DB = 600.0  # so that exponents stay where a reader takes them
 _BITS_DB = 6.02
 
 
@@ -72,7 +71,7 @@ def kinds_of(shape: tuple[int, ...]) -> Iterator[int]:
     for kind, size in ((FIRST, shape[0]), (SECOND, shape[1])):
         if 1 < size <= n // LEAST_GROUP:
             yield kind
-    if len(shape) > 2 and math.prod(shape[2:]) >= _LEAST_PAIR_GROUP and min(shape[:2]) > 1:
+    if has_pairs(shape) and min(shape[:2]) > 1:
         yield BOTH
 
 
@@ -148,7 +147,7 @@ def lowered(own_scales: OwnScales, shapes: Sequence[tuple[int, ...]], lacking: S
 def _quarters(lacking_db: Floats | float) -> npt.NDArray[np.int64]:
     # By how many quarter octaves a step has to be finer.
     db = np.asarray(lacking_db, np.float64)
-    needed = np.ceil(4 * (np.minimum(db, 1e4) + _MARGIN_DB) / 6.02)
+    needed = np.ceil(4 * (np.minimum(db, _MOST_AT_ONCE_DB) + _MARGIN_DB) / 6.02)
     return np.where(db > 0, needed, 0).astype(np.int64)
 
 
@@ -166,19 +165,19 @@ def _lowered(
     first = np.maximum(_quarters(lacking[FIRST])[:, None] - whole, 0) if FIRST in lacking else none
     second = np.maximum(_quarters(lacking[SECOND])[None] - whole, 0) if SECOND in lacking else none
     grid = _grid(kind, row, shape) - whole
-    if len(shape) == 2:
-        grid = grid - first - second
-    else:
+    if has_pairs(shape):
         pairs = _quarters(lacking[BOTH]).reshape(shape[:2]) - whole if BOTH in lacking else none
         grid = grid - np.maximum(np.maximum(first, second), pairs)
-    return _simplest(np.broadcast_to(np.maximum(grid, _LOWEST_EXPONENT), shape[:2]), shape)
+    else:
+        grid = grid - first - second
+    return _simplest(np.broadcast_to(grid, shape[:2]), shape)
 
 
 def _grid(kind: int, row: tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     # Exponents by the first two dimensions, as far as they differ.
     exponents = np.array(row, np.int64)
     if kind == BOTH:
-        if len(shape) > 2:
+        if has_pairs(shape):
             return exponents.reshape(shape[:2])
         added: npt.NDArray[np.int64] = exponents[: shape[0], None] + exponents[None, shape[0] :]
         return added
@@ -186,14 +185,12 @@ def _grid(kind: int, row: tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArra
 
 
 def _simplest(grid: npt.NDArray[np.int64], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    # The kind that says the same in the fewest numbers; of many small kernels only their rows are told apart.
+    # The kind that says the same in the fewest numbers.
     if np.ptp(grid, axis=0).any() and np.ptp(grid, axis=1).any():
-        if len(shape) == 2:
-            columns = grid[0] - grid[0].max()
-            return BOTH, (*(grid[:, 0] - columns[0]).tolist(), *columns.tolist())
-        if BOTH in kinds_of(shape):
+        if has_pairs(shape):
             return BOTH, tuple(grid.reshape(-1).tolist())
-        grid = grid.min(axis=1, keepdims=True)
+        columns = grid[0] - grid[0].max()
+        return BOTH, (*(grid[:, 0] - columns[0]).tolist(), *columns.tolist())
     if np.ptp(grid, axis=1).any():
         return SECOND, tuple(grid[0].tolist())
     return (FIRST, tuple(grid[:, 0].tolist())) if np.ptp(grid[:, 0]) else (WHOLE, (int(grid[0, 0]),))

@@ -10,7 +10,7 @@ empty. A tensor is its elements in row-major order as unsigned little-endian *wo
 real part first; other elements are one word each, of the dtype's size. A reader MUST refuse a unit whose tensor has
 more than 32,768 times its bytes, or, unless it is of form 0 or 1, more than 1,024 times.
 
-A unit is an array of the tensor's n words of w bytes in one of the forms 0 to 5, as `entropy.histogram` defines arrays,
+A unit is an array of the tensor's n words of w bytes in one of the forms 0 to 5, as `entropy.arrays` defines arrays,
 or, only for floats, in form 6, as `codec.fields` defines it.
 """
 
@@ -24,7 +24,7 @@ import torch
 from wcompress.codec.elements import entry_dtype
 from wcompress.codec.fields import FIELDS, Layout, pack_fields, unpack_fields, words_of
 from wcompress.codec.manifest import TensorEntry
-from wcompress.entropy.histogram import (
+from wcompress.entropy.arrays import (
     MAX_GROWTH,
     PALETTE,
     STORED,

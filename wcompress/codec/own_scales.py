@@ -33,14 +33,22 @@ WHOLE, FIRST, SECOND, BOTH = range(4)
 """What of a tensor has an exponent of its own; literal, append-only.
 
 The tensor; each index of its first dimension, or each run of `RUN` numbers where it has only one; each index of its
-second dimension; or both: each pair of the first two indices, but with two dimensions rows and columns, whose exponents
-are added.
+second dimension; or both: each index of the first and each of the second dimension, whose exponents are added, but each
+pair of them where `has_pairs` says so.
 """
 
 EACH = 4
 """Each number of a tensor of one dimension, as format versions before 5 understand `FIRST`."""
 
 RUN = 1024
+
+
+PAIR_SIZE = 32
+
+
+def has_pairs(shape: tuple[int, ...]) -> bool:
+    """Whether each pair of the first two indices has at least `PAIR_SIZE` numbers: a stack of matrices, say."""
+    return len(shape) > 2 and math.prod(shape[2:]) >= PAIR_SIZE
 
 
 def n_exponents(kind: int, shape: tuple[int, ...]) -> int:
@@ -50,7 +58,7 @@ def n_exponents(kind: int, shape: tuple[int, ...]) -> int:
     if len(shape) == 1:
         return shape[0] if kind == EACH else max(1, -(-shape[0] // RUN))
     if kind == BOTH:
-        return shape[0] + shape[1] if len(shape) == 2 else shape[0] * shape[1]
+        return shape[0] * shape[1] if has_pairs(shape) else shape[0] + shape[1]
     return shape[0] if kind == FIRST else shape[1]
 
 
@@ -120,7 +128,7 @@ class OwnScales:
                 if abs(before) > _MAX_EXPONENT:
                     raise ArchiveError(f"scales: an exponent of {before}; the archive is damaged")
                 row.append(before)
-            if kind == BOTH and len(shape) == 2 and _most_added(row, shape[0]) > _MAX_EXPONENT:
+            if kind == BOTH and not has_pairs(shape) and _most_added(row, shape[0]) > _MAX_EXPONENT:
                 raise ArchiveError("scales: exponents add up to too much; the archive is damaged")
             rows.append(tuple(row))
             kinds.append(kind)
@@ -143,7 +151,7 @@ class OwnScales:
     def _scales(self, sequencing: Sequencing, index: int, low: int, high: int) -> Floats | float:
         # Of the weights from `low` to `high` of one tensor.
         kind, row, shape = self.kinds[index], self.exponents[index], sequencing.shapes[index]
-        if kind == BOTH and len(shape) == 2:
+        if kind == BOTH and not has_pairs(shape):
             exponents = np.array(row)
             least = min(row[: shape[0]]) + min(row[shape[0] :])
             most = max(row[: shape[0]]) + max(row[shape[0] :])
@@ -161,7 +169,7 @@ class OwnScales:
 def group_indices(sequencing: Sequencing, index: int, kind: int, low: int, high: int) -> npt.NDArray[np.int64]:
     """Which of its tensor's exponents each weight from `low` to `high` of tensor `index` has.
 
-    With two dimensions `BOTH` has no such numbers, since two exponents are added.
+    Where two exponents are added, `BOTH` has no such numbers.
     """
     shape = sequencing.shapes[index]
     if len(shape) < 2:

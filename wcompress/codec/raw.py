@@ -44,7 +44,8 @@ def _encode(tensor: torch.Tensor) -> tuple[int, bytes]:
     if len(data) <= 16:
         return (_SHORT, short) if len(short) < len(data) else (_STORED, data)
     kind, layout = words_of(tensor.dtype)
-    unit = pack_words(np.frombuffer(data, kind), layout, tuple(tensor.shape))
+    shape = tuple(tensor.shape) if kind.itemsize == tensor.element_size() else (*tensor.shape, 2)
+    unit = pack_words(np.frombuffer(data, kind), layout, shape)
     unit += bytes(max(0, -(-len(data) // MAX_GROWTH) - 1 - len(unit)))
     return (_UNIT, unit) if len(unit) < len(data) else (_STORED, data)
 

@@ -15,7 +15,8 @@ import torch
 
 from wcompress.codec.fields import Layout, words_of
 from wcompress.codec.raw import exact_bytes
-from wcompress.entropy.histogram import Words, entropy_bits
+from wcompress.entropy.arrays import Words
+from wcompress.entropy.histogram import entropy_bits
 from wcompress.fidelity import as_bytes, computable
 
 Floats = npt.NDArray[np.float64]

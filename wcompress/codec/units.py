@@ -25,18 +25,15 @@ import numpy.typing as npt
 
 from wcompress.codec.fields import Layout
 from wcompress.codec.lossless import pack_unit, unpack_unit
+from wcompress.entropy.arrays import Kind, Words, pack_array, quick_zstd_bytes
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.entropy.histogram import (
     MAX_SYMBOLS,
     ArrayDecoder,
     Histogram,
-    Kind,
-    Words,
     encode_arrays,
     entropy_bits,
     fit_histogram,
-    pack_array,
-    quick_zstd_bytes,
 )
 from wcompress.errors import ArchiveError
 from wcompress.wire import ByteCursor, encode_varint
