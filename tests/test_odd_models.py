@@ -181,7 +181,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 NAMES = st.sampled_from(["a.weight", "a.bias", "a.running_var", "a.running_mean", "mask", "b.weight_v", "x"])
 
 
-@settings(max_examples=400)
+@settings(max_examples=60)
 @given(model=st.dictionaries(NAMES, tensors(), min_size=1, max_size=4), way=st.sampled_from(WAYS))
 def test_what_was_packed_from_a_model_verifies_against_it(
     tmp_path_factory: pytest.TempPathFactory, model: dict[str, torch.Tensor], way: dict[str, Any]
