@@ -17,7 +17,7 @@ def main() -> None:
         run_and_exit()
     except KeyboardInterrupt:
         interrupts.finish()
-        sys.stderr.write(f"{interrupts.message()}\n")
+        sys.stderr.write(f"wcompress: {interrupts.message()}\n")
         sys.exit(interrupts.exit_code())
 
 

@@ -94,7 +94,7 @@ def exit_code() -> int:
 def message() -> str:
     """What an interrupted command says."""
     verb = "terminated" if _state.number == signal.SIGTERM else "interrupted"
-    return f"wcompress: {verb}; no output was left half written"
+    return f"{verb}; no output was left half written"
 
 
 def finish() -> None:
@@ -121,7 +121,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
             signal.signal(signal.SIGALRM, _handle_again)
     elif now - _state.since > _PATIENCE_S:
         with contextlib.suppress(OSError):
-            os.write(2, f"{message()}\n".encode())
+            os.write(2, f"wcompress: {message()}\n".encode())
         _end_at_once(number)
     _deliver(frame)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,11 @@ from wcompress.codec.solution import Solution
 from wcompress.codec.vae_search import SQNR_MULTIPLIER, Target, VaeSearch
 from wcompress.errors import OptionError
 from wcompress.fidelity import Worst
+from wcompress.progress import Progress as Progress
+from wcompress.progress import part
 
 if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 DEFAULT_SQNR_DB = 22.0
 """Where nothing is asked for; see docs/decisions/0004."""
@@ -121,7 +120,7 @@ def _paper(
         seed=options.seed,
         device=device,
     )
-    paper = encode_paper(plan.coded, options.block_size, config, progress)
+    paper = encode_paper(plan.coded, options.block_size, config, part(progress, 0.0, 1.0, "training the VAE"))
     payloads = {"decoder": paper.decoder, "latents": paper.latents, "scales": paper.scales}
     return Encoded(plan.entries, payloads, paper.padding, paper.n_latents, paper.history)
 
