@@ -56,7 +56,7 @@ def main() -> None:
         folder = Path("reproduction")  # a relative path, since results tell it
         start = time.perf_counter()
         made = reproduce(
-            folder, progress=lambda stage, done, _total: print(f"{stage} {done}", end="\r", file=sys.stderr)
+            folder, progress=lambda done, _, figures: print(f"{figures['stage']} {done}", end="\r", file=sys.stderr)
         )
         seconds = time.perf_counter() - start
         target = RESULTS / "reproduce"

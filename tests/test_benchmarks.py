@@ -18,8 +18,8 @@ from benchmarks.equal_accuracy import verdict
 from benchmarks.equal_function import ResNet, output_db, rescale, scores_with, weights_of
 from benchmarks.equal_sqnr import bracketing_qps, level_at
 from benchmarks.peers import interpolate_bytes, least_bytes, qp_of_step, step_size
-from benchmarks.readme_tables import RENDERERS, filled
 from benchmarks.speed import against
+from benchmarks.tables import TABLES, filled
 from wcompress.report.peers import read_peers
 from wcompress.tasks import load_task
 from wcompress.vae.training import TrainingConfig
@@ -255,30 +255,73 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLES))
+def table_of(name: str) -> str:
+    render, needed = TABLES[name]
+    return render({key: {"rows": SAMPLES[key]} for key in needed})
+
+
+SAMPLED = sorted(name for name, (_, needed) in TABLES.items() if set(needed) <= set(SAMPLES))
+
+
+@pytest.mark.parametrize("name", SAMPLED)
 def test_tables_have_whole_rows(name: str) -> None:
-    text = RENDERERS[f"benchmarks/results/{name}.json"]({"rows": SAMPLES[name]})
-    for table in text.split("\n\n")[1::2]:
-        assert len({line.count("|") for line in table.splitlines()}) == 1
-    if name == "refine":
-        rows = [line for line in text.splitlines() if line.startswith("| mnist")]
-        order = [("mnist-fnn", "0.5"), ("mnist-cnn", "0.5"), ("mnist-fnn", "1"), ("mnist-cnn", "1")]
-        assert [tuple(row.split(" | ")[:2]) for row in rows] == [(f"| {model}", drop) for model, drop in order]
-        assert "**200x** (150 – 250) | 200x at ≤ 0.5 points: met" in rows[0]
-        assert "240x at ≤ 0.5 points: missed" in rows[1]
-        assert "**400x** (300 – 500) | –" in rows[2]
-        assert "| 124x | 0.3 |" in text
-        assert "1510.00149 | LeNet-300-100 | 40x" in text
-        assert "(benchmarks/results/refine.png)" in text
-    if name == "refine_few":
-        assert "| 2,000 | 2 | **91x** (90 – 92) | 60x at ≤ 1 point: met | 0.60 (0.60) | ≤ 9 s | 31x |" in text
-    if name == "equal_sqnr":
-        assert text.index("| gaussian |") < text.index("| silero |")
-        assert "2.00x, exact" in text
+    lines = table_of(name).splitlines()
+    assert len(lines) > 2
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_refined_means_stand_in_order() -> None:
+    rows = [line for line in table_of("refine").splitlines() if line.startswith("| mnist")]
+    order = [("mnist-fnn", "0.5"), ("mnist-cnn", "0.5"), ("mnist-fnn", "1"), ("mnist-cnn", "1")]
+    assert [tuple(row.split(" | ")[:2]) for row in rows] == [(f"| {model}", drop) for model, drop in order]
+    assert "**200x** (150 – 250) | 0.40 (0.50) | ≤ 9 s" in rows[0]
+    assert "**400x** (300 – 500)" in rows[2]
+    assert "1510.00149 | LeNet-300-100 | 40x" in table_of("literature")
+    assert "| 2,000 | 2 | **91x** (90 – 92) | 0.60 (0.60) | ≤ 9 s | 31x |" in table_of("refine-few")
+
+
+def test_models_stand_in_order_and_exact_formats_say_so() -> None:
+    text = table_of("equal-sqnr")
+    assert text.index("| gaussian |") < text.index("| silero |")
+    assert "2.00x, exact" in table_of("plain-formats")
+
+
+def test_the_summary_shows_one_row_for_each_model_with_all_figures() -> None:
+    results = {
+        "lossless": {
+            "rows": [{"model": m, "dtype": "float32", "ratio": 1.2} for m in ("mnist-cnn", "mnist-fnn", "silero")]
+        },
+        "equal_accuracy": {
+            "rows": [
+                {
+                    **accuracy_rows(20.0)[0],
+                    "model": model,
+                    "at": [
+                        {
+                            "drop": drop,
+                            "n_bytes": 1.0,
+                            "nncodec_bytes": 1.0,
+                            "ratio": 30.0 * drop,
+                            "nncodec_ratio": 20.0 * drop,
+                            "saving_percent": 1.0,
+                        }
+                        for drop in (0.5, 1.0)
+                    ],
+                }
+                for model in ("mnist-fnn", "mnist-cnn")
+            ]
+        },
+        "refine": {"rows": SAMPLES["refine"]},
+    }
+    lines = TABLES["summary"][0](results).splitlines()
+    assert lines[2:] == [
+        "| mnist-fnn | 1.20x | 15.0x | **200x** | 10.0x |",
+        "| mnist-cnn | 1.20x | 15.0x | **200x** | 10.0x |",
+    ]
 
 
 def test_a_table_without_its_result_is_empty(tmp_path: Path) -> None:
-    text = "<!-- table: benchmarks/results/ablation.json -->\nstale\n<!-- end -->"
+    text = "<!-- table: ablation -->\nstale\n<!-- end -->"
     assert "stale" not in filled(text, tmp_path)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/ablation.json").write_text(json.dumps({"rows": SAMPLES["ablation"]}))

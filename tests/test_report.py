@@ -7,7 +7,7 @@ import csv
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -65,8 +65,8 @@ def stages() -> list[tuple[str, int, int]]:
 def reproduction(
     tmp_path_factory: pytest.TempPathFactory, digits: MnistData, stages: list[tuple[str, int, int]]
 ) -> Reproduction:
-    def note(stage: str, done: int, total: int) -> None:
-        stages.append((stage, done, total))
+    def note(done: int, total: int, figures: Mapping[str, float | str]) -> None:
+        stages.append((str(figures["stage"]), done, total))
 
     folder = tmp_path_factory.mktemp("reproduction")
     models = ("mnist-cnn", "mnist-rnn")
@@ -281,7 +281,7 @@ def test_reproduction_needs_force_for_a_folder_with_files(reproduction: Reproduc
 
 @pytest.mark.parametrize("models", [("mnist-rnn", "resnet"), ()])
 def test_unknown_models_are_refused_before_anything_is_written(tmp_path: Path, models: tuple[str, ...]) -> None:
-    with pytest.raises(OptionError, match="expected some of mnist-fnn"):
+    with pytest.raises(OptionError, match="expected one or more of mnist-fnn"):
         reproduce(tmp_path / "out", models=models)
     assert not (tmp_path / "out").exists()
 

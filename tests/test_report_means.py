@@ -114,7 +114,7 @@ def test_means_agree_with_the_models_and_the_csv(swept: MeanReport) -> None:
 def test_the_page_says_what_the_bars_are_and_whose_the_peers(swept: MeanReport) -> None:
     text = (swept.folder / "report.md").read_text()
     assert "means over the 3 models" in text
-    assert "error bars go from the least to the most" in text
+    assert "error bars show the range" in text
     assert "every byte counted" in text
     assert "Peers were not measured here" in text
 

@@ -1,4 +1,4 @@
-"""wcompress makes a trained network's weights as small as they can honestly be, and gives them back.
+"""wcompress packs the checkpoint of a neural network into one file several times smaller, and restores it.
 
     import wcompress
 

@@ -87,7 +87,7 @@ def score(task: Task, tensors: Mapping[str, torch.Tensor]) -> float:
         raise
     except Exception as error:
         raise TaskError(
-            f"task {task.name}: evaluate() failed ({type(error).__name__}: {error}); mend the task"
+            f"task {task.name}: evaluate() failed ({type(error).__name__}: {error}); correct the task"
         ) from error
 
 

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from wcompress.checkpoint import state_metadata
 from wcompress.checkpoint.messages import condensed, shown, unsupported, usage, without_known_warnings
 from wcompress.checkpoint.tensors import MemoryKey, check_name, dtype_name, memory_key, n_bytes, plain
-from wcompress.errors import OptionError, OutputError
+from wcompress.errors import OptionError
+from wcompress.files import not_written
 
 # What the safetensors format has a code for.
 _SAFETENSORS_DTYPES = frozenset(
@@ -74,7 +75,7 @@ def write_checkpoint(
                 header[state_metadata.KEY] = json.dumps(versions, separators=(",", ":"))
             _write_safetensors(target, named, header, where)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"{where}: cannot be written: {condensed(error)}") from error
+        raise not_written(where, error) from error
 
 
 def _write_safetensors(target: Path, named: dict[str, torch.Tensor], metadata: dict[str, str], where: str) -> None:
@@ -119,6 +120,43 @@ def _write_pt(target: Path, named: dict[str, torch.Tensor], versions: state_meta
             whole[name] = tensor if fits else tensor.clone()
             if key is not None:
                 written[key] = whole[name]
-        # Given a path, torch.save would write the file's name into the file.
-        with target.open("wb") as stream:
-            torch.save(whole, stream)
+        save_torch(target, whole)
+
+
+def save_torch(path: Path, content: Any) -> None:
+    """`torch.save`, of which the file's name is no part, and which fails with the cause.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with path.open("wb") as file:
+        stream: Any = _Stream(file)
+        torch.save(content, stream)
+        stream.finish()
+
+
+class _Stream:
+    """What `torch.save` writes to. Its writer turns what a stream raises into an error about its own state.
+
+    So it hears of no failure, and whoever called it does afterwards.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._failure: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        if self._failure is None:
+            try:
+                self._file.write(data)
+            except BaseException as error:
+                self._failure = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """The file is flushed when it is closed."""
+
+    def finish(self) -> None:
+        """Raise what writing raised."""
+        if self._failure is not None:
+            raise self._failure

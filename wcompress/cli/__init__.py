@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import gc
 import importlib
 import io
+import json
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from wcompress import __version__
-from wcompress.errors import WCompressError
+from wcompress import __version__, interrupts
+from wcompress.cli.failures import INTERNAL_ERROR, failure_of
 
 _COMMANDS = {
     "pack": "Make an archive of a model.",
     "unpack": "Restore a model from an archive.",
     "inspect": "Show what is in an archive, byte by byte, without decoding it.",
     "verify": "Check an archive's checksums and decode it in full.",
-    "eval": "Score a checkpoint, or what an archive restores to.",
+    "eval": "Score a checkpoint, or the model that an archive restores to.",
     "train": "Train a built-in baseline.",
-    "report": "Show a model's compression ratio against its accuracy.",
+    "report": "Measure ratio against accuracy at several settings.",
     "reproduce": "Write the paper's tables and figures, with the true ratio beside them.",
-    "demo": "Run the main job on embedded data, in a minute or two.",
+    "demo": "Train, pack and restore four small networks on embedded data.",
+    "completion": "Print the script that lets a shell complete commands and options.",
 }
 
+COMPLETE_VARIABLE = "_WCOMPRESS_COMPLETE"
+"""Set by a shell's completion script when it asks what may come next."""
+
 _ALLOCATIONS_BEFORE_GARBAGE = 500_000
-_INTERRUPTED = 130
-_OUT_OF_MEMORY = "out of memory; close other programs or use a machine with more"
-_INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
 
 class _LazyGroup(click.Group):
@@ -47,6 +48,19 @@ class _LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"wcompress.cli.{cmd_name}_command").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in _COMMANDS or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        if Path(name).exists():
+            command = "unpack" if name.endswith(".wcz") else "pack"
+            raise click.UsageError(f"No such command {name!r}. Did you mean 'wcompress {command} {name}'?", ctx)
+        near = difflib.get_close_matches(name.lower(), _COMMANDS, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" Commands: {', '.join(_COMMANDS)}."
+        raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -59,7 +73,10 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="wcompress", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Make a trained network's weights as small as they can honestly be, and give them back."""
+    """Pack the checkpoint of a neural network into one file several times smaller, and restore it.
+
+    For storage and download; a restored model is as large and as fast as the original. Lossy by default.
+    """
 
 
 def main() -> None:
@@ -69,12 +86,16 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # What is imported stays, and there is much of it: to look through it for garbage took a tenth of a short command.
     gc.set_threshold(_ALLOCATIONS_BEFORE_GARBAGE)
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # its descriptor is closed
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the life of the process
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if instruction := os.environ.get(COMPLETE_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(cli, {}, "wcompress", COMPLETE_VARIABLE, instruction))
     sys.exit(run(sys.argv[1:]))
 
 
@@ -83,60 +104,44 @@ def run(arguments: list[str]) -> int:
 
     Returns:
         The exit code: 0 done, 1 a check failed, 2 usage, 3 unsafe or unsupported input, 4 corrupt archive,
-        130 interrupted.
+        130 interrupted, 143 terminated. Of several inputs the highest.
     """
-    verbose = False
+    verbose, as_json = (any(name in arguments for name in names) for names in (("-v", "--verbose"), ("--json",)))
     try:
-        with cli.make_context("wcompress", list(arguments)) as context:
-            verbose = any(a in ("-v", "--verbose") for a in arguments)
-            cli.invoke(context)
-        sys.stdout.flush()
+        try:
+            with cli.make_context("wcompress", list(arguments)) as context:
+                cli.invoke(context)
+            sys.stdout.flush()
+        finally:
+            interrupts.check()  # whatever an interruption became on its way
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "wcompress"
-        return _fail(f"{' '.join(error.format_message().split())} (see {command} --help)", error.exit_code)
-    except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
-    except WCompressError as error:
-        if verbose and error.__cause__ is not None:
-            click.echo(f"caused by {type(error.__cause__).__name__}: {error.__cause__}", err=True)
-        return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; no output was left half written", _INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone; say nothing, and keep Python from saying it at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 1
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _fail(f"{error.filename or 'output'}: {error.strerror or error}", 2)
-    except MemoryError:
-        return _fail(_OUT_OF_MEMORY, 1)
-    except Exception as error:
-        if "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
-            return _fail(_OUT_OF_MEMORY, 1)
-        if verbose:
+    except (Exception, KeyboardInterrupt) as error:
+        interrupts.finish()
+        failure = failure_of(error)
+        if failure.code == INTERNAL_ERROR and verbose:
             raise
-        return _fail(
-            f"internal error ({type(error).__name__}: {' '.join(str(error).split()):.200});"
-            " this is a bug in wcompress: run again with -v and report what it prints",
-            _INTERNAL_ERROR,
-        )
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_stdout()
+        with contextlib.suppress(OSError):
+            failure.show(verbose=verbose)
+            if as_json:
+                click.echo(json.dumps(failure.to_json()))
+        return failure.code
+    finally:
+        interrupts.finish()
     return 0
 
 
-def _fail(message: str, exit_code: int) -> int:
-    with contextlib.suppress(OSError):
-        click.echo(f"wcompress: {message}", err=True)
-    return exit_code
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    # An exit, so that temporary files are removed on the way out.
-    sys.exit(128 + number)
+def _discard_stdout() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

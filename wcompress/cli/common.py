@@ -7,7 +7,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,13 +16,14 @@ import click
 
 from wcompress import __version__
 from wcompress.errors import OptionError
+from wcompress.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-ProgressCallback = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -44,91 +45,90 @@ class Output:
     no_progress: bool
 
     def message(self, text: str) -> None:
-        """One line on stderr, unless quiet."""
+        """One line on stderr, above any progress line, unless quiet."""
         if not self.quiet:
-            click.echo(text, err=True)
+            print(text, file=sys.stderr)  # and not click.echo, which would write into the progress line
 
     def detail(self, text: str) -> None:
         """One line on stderr when verbose."""
         if self.verbose and not self.quiet:
-            click.echo(text, err=True)
+            print(text, file=sys.stderr)
 
-    def result(self, document: dict[str, Any], *tables: Table) -> None:
-        """The result: JSON, or tables when a person reads it."""
+    def result(self, document: dict[str, Any], *shown: RenderableType, err: bool = False) -> None:
+        """The result: JSON, or tables and sentences when a person reads it.
+
+        Args:
+            document: the JSON object.
+            *shown: the same for a person.
+            err: what a person reads goes to stderr, since stdout carries the output itself.
+        """
         if self.as_json:
             click.echo(json.dumps(document, allow_nan=False))
             return
-        console = stdout_console()
-        for table in tables:
-            console.print(table)
+        console = result_console(err=err)
+        for part in shown:
+            console.print(part)
 
     @contextlib.contextmanager
-    def progress(self, description: str) -> Iterator[ProgressCallback]:
-        """A progress bar with an ETA on stderr, where that is a terminal.
+    def progress(self, description: str, *, announce: bool = False) -> Iterator[Progress]:
+        """One progress line for a whole job on stderr, with the time left, where that is a terminal.
+
+        Args:
+            description: of the job.
+            announce: also write one line when a stage begins, terminal or not; for jobs of many minutes.
 
         Yields:
-            A function of work done, work in all, and figures to show.
+            What the library calls as the work goes on; see `wcompress.progress`.
         """
-        if self.quiet or self.no_progress or not sys.stderr.isatty():
-            yield lambda _done, _total, _figures: None
-            return
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-        ]
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            row = bar.add_task(escape(description), total=None, figures="")
-
-            def update(done: int, total: int, figures: dict[str, float]) -> None:
-                text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                bar.update(row, completed=done, total=total, figures=text)
-
-            yield update
-
-    @contextlib.contextmanager
-    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Progress of work in named stages, each with its own bar; one line a stage where there is no terminal.
-
-        Yields:
-            A function of the stage's name, its work done, and its work in all.
-        """
-        if self.quiet:
-            yield lambda _stage, _done, _total: None
-            return
         with contextlib.ExitStack() as stack:
-            current: list[Any] = [None, None]
-            start = time.perf_counter()
+            listeners: list[Progress] = []
+            if announce and not self.quiet:
+                listeners.append(self._announcer())
+            if not (self.quiet or self.no_progress) and sys.stderr.isatty():
+                from rich.console import Console
 
-            def update(stage: str, done: int, total: int) -> None:
-                if stage != current[0]:
-                    stack.close()
-                    self.message(f"[{time.perf_counter() - start:5.0f} s] {stage}")
-                    current[:] = [stage, stack.enter_context(self.progress(stage))]
-                current[1](done, total, {})
+                from wcompress.checkpoint.messages import shown
+                from wcompress.cli.progress import Tracker, progress_line
+
+                display = stack.enter_context(progress_line(Console(stderr=True)))
+                listeners.append(Tracker(display, shown(description)).update)
+
+            def update(done: int, total: int, figures: Mapping[str, float | str]) -> None:
+                for listener in listeners:
+                    listener(done, total, figures)
 
             yield update
 
+    def _announcer(self) -> Progress:
+        start = time.perf_counter()
+        announced = ""
 
-def stdout_console() -> Console:
-    """A rich console on stdout; where that is no terminal, wide enough that no table is cut."""
+        def update(_done: int, _total: int, figures: Mapping[str, float | str]) -> None:
+            nonlocal announced
+            stage = str(figures.get("stage", announced))
+            if stage != announced:
+                announced = stage
+                self.message(f"[{time.perf_counter() - start:5.0f} s] {stage}")
+
+        return update
+
+
+def result_console(*, err: bool = False) -> Console:
+    """A rich console on stdout or stderr; where that is no terminal, wide enough that no table is cut."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    stream = sys.stderr if err else sys.stdout
+    return Console(stderr=err, width=None if stream.isatty() else 160, highlight=False)
 
 
 def figures_table(title: str, rows: list[tuple[str, str]]) -> Table:
     """Two columns, names and figures."""
+    from rich.cells import cell_len
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), show_header=False, title_justify="left")
+    # As wide as its title, which would be wrapped otherwise.
+    table = Table(title=escape(title), show_header=False, title_justify="left", min_width=cell_len(title))
     table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right", overflow="fold")
     for name, value in rows:
@@ -136,14 +136,21 @@ def figures_table(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
+def plain(sentences: str) -> Text:
+    """Sentences to print as they are, wrapped between words."""
+    from rich.text import Text
+
+    return Text(sentences)
+
+
 def common_options(function: Command) -> Command:
     """Add -f, -q, -v, --json, --no-progress and --version; the command gets an `Output` as its first argument."""
 
     @click.option("-f", "--force", is_flag=True, help="Replace an existing output.")
-    @click.option("-q", "--quiet", is_flag=True, help="No messages, no progress.")
-    @click.option("-v", "--verbose", is_flag=True, help="More messages.")
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
-    @click.option("--no-progress", is_flag=True, help="No progress bars.")
+    @click.option("-q", "--quiet", is_flag=True, help="Show no messages and no progress.")
+    @click.option("-v", "--verbose", is_flag=True, help="Show more messages.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
+    @click.option("--no-progress", is_flag=True, help="Show no progress.")
     @click.version_option(__version__, prog_name="wcompress", message="%(prog)s %(version)s")
     @functools.wraps(function)
     def wrapper(
@@ -159,14 +166,14 @@ def data_dir_option(function: Command) -> Command:
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
-        help="Folder that holds MNIST's four idx files in a folder `mnist`.  [default: $WCOMPRESS_DATA]",
+        help="Folder that contains a folder `mnist` with the four idx files.  [default: $WCOMPRESS_DATA]",
     )(function)
 
 
 def model_options(function: Command) -> Command:
     """Add what reading a checkpoint and running the VAE need: --key, --seed, --effort, --device, --threads."""
     options = [
-        click.option("--key", help="Entry of the checkpoint that holds the model, where that is not plain."),
+        click.option("--key", help="Entry of the checkpoint that holds the model, if that is not obvious."),
         *compute_options(),
     ]
     for option in reversed(options):
@@ -177,18 +184,26 @@ def model_options(function: Command) -> Command:
 def compute_options() -> list[Callable[[Command], Command]]:
     """--effort, --seed, --device, --threads."""
     return [
-        click.option("--effort", type=click.IntRange(1, 9), default=5, show_default=True, help="1 fast, 9 small."),
         click.option(
-            "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random."
+            "--effort",
+            type=click.IntRange(1, 9),
+            default=5,
+            show_default=True,
+            help="From 1 (fast) to 9 (smallest archive).",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything random."
         ),
         click.option(
             "--device",
             type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
-            help="To train on.",
+            help="Device to train on.",
         ),
-        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all; 1 of 2]"),
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all cores, or 1 where there are 2]"
+        ),
     ]
 
 
@@ -201,9 +216,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise OptionError(
-            f"--hidden {text!r}: whole numbers with commas between them expected, such as 512,256"
-        ) from error
+        raise OptionError(f"--hidden {text!r}: expected whole numbers separated by commas, such as 512,256") from error
 
 
 def n_bytes(value: int) -> str:

@@ -18,8 +18,10 @@ _EPILOG = """Examples:
 
 @click.command("eval", epilog=_EPILOG)
 @click.argument("model_or_archive", type=click.Path(path_type=Path))
-@click.option("--task", required=True, help="A built-in name, path/to/file.py or package.module:attribute.")
-@click.option("--key", help="Entry of the checkpoint that holds the model, where that is not plain.")
+@click.option(
+    "--task", required=True, help="Task to score on: a built-in name, path/to/file.py or package.module:attribute."
+)
+@click.option("--key", help="Entry of the checkpoint that holds the model, if that is not obvious.")
 @data_dir_option
 @common_options
 def command(out: Output, model_or_archive: Path, task: str, key: str | None, data_dir: Path | None) -> None:

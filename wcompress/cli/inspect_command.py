@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from wcompress.cli.common import Output, common_options, decibels, figures_table, n_bytes, times
+from wcompress.cli.inputs import Answer, answer_each
 
 _EPILOG = """Examples:
 
@@ -17,10 +18,14 @@ _EPILOG = """Examples:
 
 
 @click.command("inspect", epilog=_EPILOG)
-@click.argument("archive", type=click.Path(path_type=Path))
+@click.argument("archives", metavar="ARCHIVE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @common_options
-def command(out: Output, archive: Path) -> None:
-    """Show what ARCHIVE holds and where its bytes go. Checksums are compared, nothing is decoded."""
+def command(out: Output, archives: tuple[Path, ...]) -> None:
+    """Show what ARCHIVE holds and where its bytes go. Checksums are compared; nothing is decoded."""
+    answer_each(out, archives, _inspect)
+
+
+def _inspect(archive: Path) -> Answer:
     from rich.markup import escape
     from rich.table import Table
 
@@ -35,10 +40,11 @@ def command(out: Output, archive: Path) -> None:
         ("original", n_bytes(result.original_bytes)),
         ("archive", n_bytes(result.archive_bytes)),
         ("ratio, every byte counted", times(result.ratio)),
-        ("latent ratio, the paper's", times(result.latent_ratio)),
         ("SQNR", decibels(result.sqnr_db)),
         ("SHA-256 of the tensors", result.sha256),
     ]
+    if result.latent_ratio is not None:
+        rows.append(("latent ratio, the paper's", times(result.latent_ratio)))
     sections = Table("section", "bytes", "share", title="Where the bytes go", title_justify="left")
     for name, size in result.sections.items():
         sections.add_row(name, f"{size:,}", f"{100 * size / result.archive_bytes:.1f} %")
@@ -47,4 +53,4 @@ def command(out: Output, archive: Path) -> None:
         tensors.add_column(heading, overflow="fold")
     for row in result.tensors:
         tensors.add_row(escape(shown(row.name)), row.dtype, "×".join(map(str, row.shape)) or "scalar", row.kind)
-    out.result(result.to_json(), figures_table(result.archive, rows), sections, tensors)
+    return Answer(result.to_json(), [figures_table(result.archive, rows), sections, tensors])

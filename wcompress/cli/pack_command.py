@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,70 +17,85 @@ from wcompress.cli.common import (
     model_options,
     n_bytes,
     parse_sizes,
+    plain,
     times,
 )
+from wcompress.cli.inputs import Answer, answer_each, outputs_of
+from wcompress.cli.standard_output import STANDARD_OUTPUT, check_standard_output, to_standard_output
+from wcompress.cli.verdict import verdict
+from wcompress.errors import OptionError
+from wcompress.files import archive_path
+
+if TYPE_CHECKING:
+    from wcompress.codec.options import PackOptions
+    from wcompress.codec.results import PackResult
 
 _EPILOG = """Examples:
 
 \b
   wcompress pack model.pt                      makes model.pt.wcz
   wcompress pack model.safetensors -o small.wcz --effort 9
-  wcompress pack model.pt --method vae --ratio 20     or --bits-per-weight 1.6, or --sqnr 15
-  wcompress pack model.pt --method lossless
+  wcompress pack model.pt --ratio 20           or --bits-per-weight 1.6, or --sqnr 15
+  wcompress pack model.pt --method lossless    keeps every bit
   wcompress pack model.pt --task mnist-fnn     with the accuracy before and after
-  wcompress pack model.pt --method vae --task mnist-fnn --max-drop 0.5
+  wcompress pack model.pt --task mnist-fnn --max-drop 0.5
+  wcompress pack a.pt b.pt -o archives         makes archives/a.pt.wcz and archives/b.pt.wcz
+  wcompress pack model.pt -o - | ssh host 'cat > model.pt.wcz'
 """
 
 
 @click.command("pack", epilog=_EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The archive.  [default: MODEL.wcz]")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="The archive; a folder for several MODELs; - for standard output.  [default: MODEL.wcz]",
+)
 @click.option(
     "--method",
-    type=click.Choice(["vae", "paper", "lossless"]),
+    type=click.Choice(["vae", "trellis", "paper", "lossless"]),
     default="vae",
     show_default=True,
-    help="How weights are coded: quantised, under a learnt model; by the paper's latents alone; bit for bit.",
+    help="vae: lossy; a trellis quantiser and an entropy coder with a learnt context model, in which a VAE prior takes"
+    " part where it saves bytes. trellis: another name for vae. lossless: every bit is kept. paper: the paper's method,"
+    " whose archives are larger than most models.",
 )
-@click.option("--sqnr", type=float, metavar="DB", help="Target of method vae: an SQNR of at least DB.")
+@click.option("--sqnr", type=float, metavar="DB", help="Target: a signal-to-error ratio (SQNR) of at least DB.")
 @click.option(
-    "--bits-per-weight", type=float, metavar="B", help="Target of method vae: at most B bits of archive a parameter."
+    "--bits-per-weight", type=float, metavar="B", help="Target: at most B bits per parameter, every byte counted."
 )
-@click.option(
-    "--ratio", type=float, metavar="R", help="Target of method vae: a ratio of at least R, every byte counted."
-)
+@click.option("--ratio", type=float, metavar="R", help="Target: at least R times smaller, every byte counted.")
 @click.option(
     "--max-drop",
     type=float,
     metavar="POINTS",
-    help="Target of method vae: the smallest archive that loses at most so many points on the task's validation"
-    " examples. Needs --task.",
+    help="Target: the smallest archive found that loses at most POINTS on the task's validation examples."
+    " Needs --task.",
 )
 @click.option(
     "--refine",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="Train on the task's inputs, without labels, while quantising: far smaller archives, in minutes. auto is on"
-    " with --max-drop; on without a target aims at a drop of 0.5 points.",
+    help="Retrain the weights on the task's inputs, without labels, while quantising: far smaller archives, in minutes."
+    " auto: with --max-drop only. on, without a target: as --max-drop 0.5.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a refinement that was interrupted.")
-@click.option("--task", help="Score before and after: a built-in name, path/to/file.py or package.module:attribute.")
-@click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters in a block.")
-@click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in a block's latent.")
-@click.option("--hidden", default="512", show_default=True, help="Of method paper: sizes of the VAE's hidden layers.")
+@click.option("--resume", is_flag=True, help="Continue a refinement that was interrupted.")
 @click.option(
-    "--strict",
-    is_flag=True,
-    help="Refuse a pickle that torch.load(weights_only=True) refuses.",
+    "--task", help="Score the model before and after: a built-in name, path/to/file.py or package.module:attribute."
 )
-@click.option("--dry-run", is_flag=True, help="Do everything and write nothing.")
+@click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters per block.")
+@click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in the latent of a block.")
+@click.option("--hidden", default="512", show_default=True, help="Sizes of the VAE's hidden layers, for method paper.")
+@click.option("--strict", is_flag=True, help="Refuse a pickle that torch.load(weights_only=True) refuses.")
+@click.option("--dry-run", is_flag=True, help="Do all the work and report the result, but write nothing.")
 @model_options
 @data_dir_option
 @common_options
 def command(
     out: Output,
-    model: Path,
+    models: tuple[Path, ...],
     output: Path | None,
     method: str,
     sqnr: float | None,
@@ -103,11 +120,12 @@ def command(
     """Make an archive of MODEL: a .pt, .pth or Lightning .ckpt file, a .safetensors file, its sharded index, or a
     folder with one of them.
 
-    The model is read, never changed. Code that a pickle carries is never run.
+    By default the archive is lossy; --method lossless keeps every bit. MODEL itself is never changed, and no code that
+    it may carry is run. At most one target can be set.
+
+    Several MODELs get an archive each, and one that fails does not stop the others; the exit code is the highest.
     """
-    from wcompress.api import pack
     from wcompress.codec.options import PackOptions
-    from wcompress.files import archive_path
 
     options = PackOptions(
         method=method,
@@ -129,38 +147,65 @@ def command(
         key=key,
         strict=strict,
     )
-    with out.progress(f"Packing {model.name}") as progress:
+    if output == STANDARD_OUTPUT:
+        check_standard_output(out, models)
+        if resume:
+            raise OptionError("--resume with -o -: an interrupted refinement is kept beside the archive; name a file")
+    outputs = outputs_of(models, output, lambda model: Path(archive_path(model)))
+
+    def work(model: Path) -> Answer:
+        if outputs[model] != STANDARD_OUTPUT:
+            return _answer(out, model, _pack(out, model, outputs[model], options, task, data_dir))
+        with to_standard_output("model.wcz") as path:
+            result = _pack(out, model, path, options, task, data_dir, resumable=False)
+            return _answer(out, model, replace(result, archive="standard output"), restorable=False)
+
+    answer_each(out, models, work, err=output == STANDARD_OUTPUT)
+
+
+def _pack(
+    out: Output,
+    model: Path,
+    output: Path | None,
+    options: PackOptions,
+    task: str | None,
+    data_dir: Path | None,
+    *,
+    resumable: bool = True,
+) -> PackResult:
+    from wcompress.api import pack
+
+    with out.progress(model.name) as progress:
         try:
-            result = pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
+            return pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
         except KeyboardInterrupt:
             kept = Path(f"{output or archive_path(model)}.refine")
-            if options.refines and not dry_run and kept.is_file():
-                out.message(f"{kept} has the work so far: run the same again with --resume to go on")
+            if resumable and options.refines and not options.dry_run and kept.is_file():
+                out.message(f"{kept} holds the work done so far: repeat the command with --resume to continue")
             raise
+
+
+def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = True) -> Answer:
     for warning in result.warnings:
         out.message(f"warning: {warning}")
     others = [name for name in result.left_out if name not in result.left_out_tensors]
     if result.left_out_tensors:
         out.message(f"left out, with tensors that are not the model's: {', '.join(result.left_out_tensors)}")
     if others:
-        out.message(f"left out (no tensors in it): {', '.join(others)}")
-    if result.ratio < 1:
-        out.message(
-            f"the archive is larger than the model: the VAE's decoder takes {n_bytes(result.sections['decoder'])} of it"
-            if method == "paper"
-            else "the archive is larger than the model"
-        )
+        out.message(f"not part of the model, left out: {', '.join(others)}")
     rows = [
         ("parameters", f"{result.n_params:,} in {result.n_tensors} tensors"),
         ("original", n_bytes(result.original_bytes)),
         ("archive", n_bytes(result.archive_bytes)),
         ("ratio, every byte counted", times(result.ratio)),
-        ("latent ratio, the paper's", times(result.latent_ratio)),
         ("SQNR", decibels(result.sqnr_db)),
         ("time", f"{result.seconds['total']:.1f} s"),
     ]
+    if result.latent_ratio is not None:
+        rows.append(("latent ratio, the paper's", times(result.latent_ratio)))
     if result.task:
         rows.append((f"{result.task.name} on {result.task.dataset}, before", f"{result.task.score_before:.2f} %"))
         rows.append((f"{result.task.name} on {result.task.dataset}, after", f"{result.task.score_after:.2f} %"))
-    arrow = "would make" if dry_run else "→"
-    out.result(result.to_json(), figures_table(f"{model.name} {arrow} {result.archive}", rows))
+    arrow = "would make" if result.dry_run else "→"
+    table = figures_table(f"{model.name} {arrow} {result.archive}", rows)
+    return Answer(result.to_json(), [table, plain(verdict(result, restorable=restorable))])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wcompress.cli.common import Output, common_options, data_dir_option, model_options, parse_sizes, times
+from wcompress.cli.standard_output import not_standard_output
 
 if TYPE_CHECKING:
     from wcompress.report.rows import Row
@@ -20,11 +21,11 @@ _EPILOG = """Examples:
   wcompress report model.pt --task mnist-fnn -o report
   wcompress report model.pt --task my_task.py -o report -f --json
   wcompress report model.pt --task mnist-fnn -o report --refine on     minutes for each refined point
-  wcompress report seed0.pt seed1.pt seed2.pt --task mnist-fnn -o report     means, bars from least to most
+  wcompress report seed0.pt seed1.pt seed2.pt --task mnist-fnn -o report     means and ranges
   wcompress report model.pt --task mnist-fnn -o report --peers peers.json
 
 \b
-A file for --peers; spreads are [least, most] and may be left out, as may task and dataset:
+A file for --peers; the spreads ([least, most]), the task and the dataset are optional:
   {"task": "mnist-fnn", "dataset": "mnist", "peers": [
     {"label": "NNCodec 2", "ratio": 28.7, "score": 97.9, "ratio_spread": [26.8, 31.1]}]}
 """
@@ -32,8 +33,17 @@ A file for --peers; spreads are [least, most] and may be left out, as may task a
 
 @click.command("report", epilog=_EPILOG)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--task", required=True, help="A built-in name, path/to/file.py or package.module:attribute.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the report.")
+@click.option(
+    "--task", required=True, help="Task to score on: a built-in name, path/to/file.py or package.module:attribute."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    callback=not_standard_output,
+    required=True,
+    help="Folder for the report.",
+)
 @click.option(
     "--refine",
     type=click.Choice(["on", "off"]),
@@ -42,10 +52,10 @@ A file for --peers; spreads are [least, most] and may be left out, as may task a
     help="Also train on the task's inputs while quantising, at several drops.",
 )
 @click.option(
-    "--method", type=click.Choice(["vae", "paper"]), default="vae", show_default=True, help="How weights are coded."
+    "--method", type=click.Choice(["vae", "paper"]), default="vae", show_default=True, help="As for `wcompress pack`."
 )
 @click.option(
-    "--peers", type=click.Path(path_type=Path), help="JSON file of points that others measured, to draw beside ours."
+    "--peers", type=click.Path(path_type=Path), help="JSON file with points measured elsewhere, to draw as well."
 )
 @click.option("--hidden", default="512", show_default=True, help="Sizes of the VAE's hidden layers, such as 512,256.")
 @model_options
@@ -67,10 +77,10 @@ def command(
     threads: int | None,
     data_dir: Path | None,
 ) -> None:
-    """Pack MODEL at several settings and show ratio against accuracy, beside what one would try first.
+    """Pack MODEL at several settings and compare ratio and accuracy with fp16, int8, int4 and zstd.
 
-    Several MODELs are taken for trainings of one network with other seeds: shown are means over them, with the least
-    and the most. Writes report.json, report.csv, report.md, report.html and a figure. Every ratio counts every byte;
+    Several MODELs are treated as trainings of one network with different seeds: the report shows means and ranges.
+    Writes report.json, report.csv, report.md, report.html and a figure. Every ratio counts every byte;
     the paper's own point, for a task of its four networks on MNIST, is drawn as counting latents only.
     """
     from wcompress.codec.options import PackOptions
@@ -87,7 +97,7 @@ def command(
         threads=threads,
         key=key,
     )
-    with out.stages() as progress:
+    with out.progress("", announce=True) as progress:
         others: dict[str, Any] = {
             "options": options,
             "peers": peers,
@@ -114,7 +124,7 @@ def command(
         ratio, score = _with_spread(row, "ratio", times), _with_spread(row, "score", lambda value: f"{value:.2f}")
         table.add_row(escape(name), ratio, times(row.figures["latent_ratio"]), f"{score} %")
     out.result(finite(made.to_json()), table)
-    out.message(f"written: {output / 'report.html'}, and .md, .csv, .json beside it")
+    out.message(f"wrote {output / 'report.html'}, and .md, .csv, .json beside it")
 
 
 def _with_spread(row: Row, name: str, show: Callable[[float], str]) -> str:

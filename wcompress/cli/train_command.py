@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
 import click
 
 from wcompress.cli.common import Output, common_options, data_dir_option, figures_table
+from wcompress.cli.standard_output import STANDARD_OUTPUT, check_standard_output, to_standard_output
 
 _EPILOG = """Examples:
 
@@ -19,10 +21,20 @@ _EPILOG = """Examples:
 
 @click.command("train", epilog=_EPILOG)
 @click.argument("task", metavar="TASK")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The checkpoint to write.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The checkpoint to write; - for standard output.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything random."
+)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data.  [default: the baseline's own]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True, help="Device to train on."
+)
 @data_dir_option
 @common_options
 def command(
@@ -30,7 +42,8 @@ def command(
 ) -> None:
     """Train the built-in baseline TASK (mnist-fnn, mnist-cnn, mnist-rnn or mnist-lstm) and save its weights.
 
-    Without MNIST at hand, scikit-learn's digits scaled to 28×28 are used, and named in the output.
+    Where MNIST is not found and cannot be downloaded, scikit-learn's digits scaled to 28×28 take its place; the output
+    names the data that were used.
     """
     from wcompress.checkpoint import write_checkpoint
     from wcompress.device import resolve_device
@@ -39,8 +52,11 @@ def command(
     from wcompress.tasks import BaselineTask, builtin_tasks, load_mnist, train_baseline
 
     if task not in builtin_tasks():
-        raise click.BadParameter(f"{task!r} is no baseline; choose from {', '.join(builtin_tasks())}")
-    check_output(output, force=out.force)
+        raise click.BadParameter(f"{task!r} is not a built-in baseline; choose from {', '.join(builtin_tasks())}")
+    if output == STANDARD_OUTPUT:
+        check_standard_output(out, [output])
+    else:
+        check_output(output, force=out.force)
     torch_device = resolve_device(device)
     data = load_mnist(data_dir)
     start = time.perf_counter()
@@ -48,8 +64,12 @@ def command(
         model = train_baseline(task, data=data, seed=seed, epochs=epochs, device=torch_device, progress=progress).cpu()
     seconds = time.perf_counter() - start
     tensors = dict(model.state_dict())
-    with atomic_output(output, force=out.force) as temporary:
-        write_checkpoint(temporary, tensors, format="safetensors" if output.suffix == ".safetensors" else "pt")
+    with contextlib.ExitStack() as stack:
+        if output == STANDARD_OUTPUT:
+            file = stack.enter_context(to_standard_output("model.pt"))
+        else:
+            file = stack.enter_context(atomic_output(output, force=out.force))
+        write_checkpoint(file, tensors, format="safetensors" if output.suffix == ".safetensors" else "pt")
     baseline = BaselineTask(task, data)
     result = {
         "task": task,
@@ -67,4 +87,5 @@ def command(
         ("score on held-out examples", f"{result['score']:.2f} % of {result['n_examples']:,}"),
         ("time", f"{seconds:.1f} s"),
     ]
-    out.result(result, figures_table(f"{task} → {output}", rows))
+    place = "standard output" if output == STANDARD_OUTPUT else output
+    out.result(result, figures_table(f"{task} → {place}", rows), err=output == STANDARD_OUTPUT)

@@ -7,43 +7,69 @@ from typing import Literal
 
 import click
 
-from wcompress.cli.common import Output, common_options, figures_table, n_bytes
+from wcompress.cli.common import Output, common_options, n_bytes, plain
+from wcompress.cli.inputs import Answer, answer_each, outputs_of
+from wcompress.cli.standard_output import STANDARD_OUTPUT, check_standard_output, to_standard_output
 
 _EPILOG = """Examples:
 
 \b
   wcompress unpack model.pt.wcz                makes model.safetensors
-  wcompress unpack model.pt.wcz -o model.pt --format pt
+  wcompress unpack model.pt.wcz -o model.pt    makes a .pt file, by its name
   wcompress unpack model.pt.wcz -o encoder.safetensors --only '^encoder'
+  wcompress unpack a.pt.wcz b.pt.wcz -o models makes models/a.safetensors and models/b.safetensors
 """
 
 
 @click.command("unpack", epilog=_EPILOG)
-@click.argument("archive", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The checkpoint.  [default: the model's name]")
+@click.argument("archives", metavar="ARCHIVE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="The checkpoint; a folder for several ARCHIVEs; - for standard output.  [default: the name of the packed"
+    " model, with the suffix of the format]",
+)
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["safetensors", "pt"]),
-    help="[default: by OUTPUT's suffix, or safetensors]",
+    help="Format to write.  [default: by the suffix of OUTPUT, else safetensors]",
 )
-@click.option("--only", metavar="REGEX", help="Restore only tensors in whose name this is found.")
+@click.option("--only", metavar="REGEX", help="Restore only the tensors whose name matches.")
 @common_options
 def command(
     out: Output,
-    archive: Path,
+    archives: tuple[Path, ...],
     output: Path | None,
     format_: Literal["safetensors", "pt"] | None,
     only: str | None,
 ) -> None:
-    """Restore the model in ARCHIVE; what was written is compared with the archive's SHA-256 first."""
-    from wcompress.codec.unpacking import unpack
+    """Restore the model in ARCHIVE. The tensors are checked against the archive's SHA-256 before they are written.
 
-    result = unpack(archive, output, format=format_, only=only, force=out.force)
-    rows = [
-        ("tensors", f"{result.n_tensors:,}"),
-        ("size", n_bytes(result.output_bytes)),
-        ("format", result.format),
-        ("time", f"{result.seconds:.2f} s"),
-    ]
-    out.result(result.to_json(), figures_table(f"{archive.name} → {result.output}", rows))
+    Of several ARCHIVEs, one that fails does not stop the others; the exit code is the highest.
+    """
+    from dataclasses import replace
+
+    from wcompress.checkpoint.messages import shown
+    from wcompress.codec.unpacking import UnpackResult, default_output, unpack
+
+    if output == STANDARD_OUTPUT:
+        check_standard_output(out, archives)
+    outputs = outputs_of(archives, output, lambda archive: default_output(archive, format_ or "safetensors"))
+
+    def answer(archive: Path, result: UnpackResult) -> Answer:
+        text = (
+            f"{archive.name} → {result.output}: {result.n_tensors:,} tensors, {n_bytes(result.output_bytes)},"
+            f" {result.seconds:.1f} s"
+        )
+        return Answer(result.to_json(), [plain(shown(text))])
+
+    def work(archive: Path) -> Answer:
+        if outputs[archive] != STANDARD_OUTPUT:
+            return answer(archive, unpack(archive, outputs[archive], format=format_, only=only, force=out.force))
+        with to_standard_output(f"model.{format_ or 'safetensors'}") as path:
+            result = unpack(archive, path, format=format_, only=only)
+            return answer(archive, replace(result, output="standard output"))
+
+    answer_each(out, archives, work, err=output == STANDARD_OUTPUT)

@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 
 from wcompress.cli.common import Output, common_options, decibels, figures_table
+from wcompress.cli.failures import failure_of
+from wcompress.cli.inputs import Answer, answer_each
+from wcompress.errors import ArchiveError, OptionError
 
 _EPILOG = """Examples:
 
@@ -17,36 +20,41 @@ _EPILOG = """Examples:
 
 
 @click.command("verify", epilog=_EPILOG)
-@click.argument("archive", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), metavar="MODEL", help="The model it was made from.")
-@click.option("--key", help="Entry of MODEL that holds the model, where that is not plain.")
+@click.argument("archives", metavar="ARCHIVE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), metavar="MODEL", help="The model that ARCHIVE was made of.")
+@click.option("--key", help="Entry of MODEL that holds the model, if that is not obvious.")
 @common_options
-def command(out: Output, archive: Path, against: Path | None, key: str | None) -> None:
-    """Compare every checksum of ARCHIVE, decode it in full, and measure it against MODEL.
+def command(out: Output, archives: tuple[Path, ...], against: Path | None, key: str | None) -> None:
+    """Check every checksum of ARCHIVE and decode it in full; with --against, measure how far it is from MODEL.
 
-    Exits with 4 when the archive is damaged, with 1 when it does not belong to MODEL.
+    Exits with 4 if the archive is damaged, and with 1 if it was not made of MODEL. Of several ARCHIVEs, one that fails
+    does not stop the others; the exit code is the highest.
     """
+    if against is not None and len(archives) > 1:
+        raise OptionError(f"--against {against}: compares one archive with its model; name one archive")
+    answer_each(out, archives, lambda archive: _verify(out, archive, against, key))
+
+
+def _verify(out: Output, archive: Path, against: Path | None, key: str | None) -> Answer:
     from wcompress.codec.reading import verify
     from wcompress.codec.results import VerifyResult
-    from wcompress.errors import ArchiveError
 
     try:
         result = verify(archive, against, key=key)
     except ArchiveError as error:
-        if out.as_json:
-            out.result({**VerifyResult("", errors=(str(error),)).to_json(), "sha256": None})
-        raise
-    rows = [("archive", "whole: every checksum holds, and everything decodes")]
+        failure = failure_of(error)
+        failure.show(verbose=out.verbose)
+        document = {**VerifyResult("", errors=(str(error),)).to_json(), "sha256": None, **failure.to_json()}
+        return Answer(document, exit_code=failure.code)
+    rows = [("archive", "intact: every checksum holds, and every tensor decodes")]
     if result.lossless is not None:
         error_text = "none" if result.max_abs_error is None else f"{result.max_abs_error:.3g}"
         rows += [
-            ("bit for bit the model", "yes" if result.lossless else "no"),
+            ("same as the model, bit for bit", "yes" if result.lossless else "no"),
             ("SQNR", decibels(result.sqnr_db)),
             ("largest error", error_text),
         ]
     rows.append(("SHA-256 of the tensors", result.sha256))
-    out.result(result.to_json(), figures_table(str(archive), rows))
     for line in result.errors:
         click.echo(f"wcompress: {archive}: {line}", err=True)
-    if not result.ok:
-        raise click.exceptions.Exit(1)
+    return Answer(result.to_json(), [figures_table(str(archive), rows)], 0 if result.ok else 1)

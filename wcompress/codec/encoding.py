@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,12 @@ from wcompress.codec.solution import Solution
 from wcompress.codec.vae_search import SQNR_MULTIPLIER, Target, VaeSearch
 from wcompress.errors import OptionError
 from wcompress.fidelity import Worst
+from wcompress.progress import Progress as Progress
+from wcompress.progress import part
 
 if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
 
-Progress = Callable[[int, int, dict[str, float]], None]
 
 _MOST_AGAIN, _SQNR_TOLERANCE_DB = 5, 0.15
 _EPOCHS_PER_EFFORT = 100  # effort 5, the default, is the paper's limit of 500
@@ -42,6 +42,7 @@ class Encoded:
         n_latents: numbers in all latents.
         history: of the paper's VAE.
         method: whose sections these are.
+        refined: the values were trained, and need not be near the model's.
         floors: that hold for every tensor and row; None where there are none.
     """
 
@@ -51,6 +52,7 @@ class Encoded:
     n_latents: int = 0
     history: TrainingHistory | None = field(default=None, repr=False)
     method: str = "vae"
+    refined: bool = False
     floors: Floors | None = None
 
     def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None, worst: Worst | None = None) -> Manifest:
@@ -69,6 +71,7 @@ class Encoded:
             n_latents=self.n_latents,
             sqnr_db=sqnr_db,
             metadata=dict(checkpoint.metadata),
+            refined=self.refined,
             worst=worst,
         )
 
@@ -115,7 +118,7 @@ def _paper(
         seed=options.seed,
         device=device,
     )
-    paper = encode_paper(plan.coded, options.block_size, config, progress)
+    paper = encode_paper(plan.coded, options.block_size, config, part(progress, 0.0, 1.0, "training the VAE"))
     payloads = {"decoder": paper.decoder, "latents": paper.latents, "scales": paper.scales}
     return Encoded(plan.entries, payloads, paper.padding, paper.n_latents, paper.history)
 

@@ -10,13 +10,16 @@ from wcompress.codec.manifest import METHODS
 from wcompress.device import DEVICES
 from wcompress.errors import OptionError
 
+METHOD_ALIASES = {"trellis": "vae"}
+"""Further names of methods. Archives and results hold the method's own name."""
+
 
 @dataclass(frozen=True)
 class PackOptions:
     """How to pack.
 
     Attributes:
-        method: `vae`, `paper` or `lossless`.
+        method: `vae`, `paper` or `lossless`; `trellis` is another name for `vae`.
         sqnr: target: at least this SQNR, in dB. At most one target is given, and only for method `vae`.
         bits_per_weight: target: at most so many bits of archive a float parameter.
         ratio: target: at least this ratio.
@@ -59,8 +62,9 @@ class PackOptions:
     floors: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "method", METHOD_ALIASES.get(self.method, self.method))
         checks = [
-            (self.method in METHODS, "method", f"one of {', '.join(METHODS)}"),
+            (self.method in METHODS, "method", f"one of {', '.join([*METHODS, *METHOD_ALIASES])}"),
             (self.sqnr is None or -3 <= self.sqnr <= 120, "sqnr", "from −3 to 120 dB"),
             (_positive(self.bits_per_weight), "bits_per_weight", "a positive number"),
             (_positive(self.ratio), "ratio", "a positive number"),
@@ -79,13 +83,13 @@ class PackOptions:
                 raise OptionError(f"{name} {getattr(self, name)!r}: must be {expected}")
         targets = [name for name in ("sqnr", "bits_per_weight", "ratio", "max_drop") if getattr(self, name) is not None]
         if len(targets) > 1:
-            raise OptionError(f"{' and '.join(targets)}: only one target can be met; choose one")
+            raise OptionError(f"{' and '.join(targets)}: only one target can be set; choose one")
         if targets and self.method != "vae":
             raise OptionError(f"{targets[0]}: method {self.method} cannot aim at a target; use method vae")
         if self.refine == "on" and (self.sqnr is not None or self.method != "vae"):
-            raise OptionError("refine: needs method vae, and aims at a score or a size, not at an SQNR")
+            raise OptionError("refine: works with method vae and a target of score or size; leave sqnr out")
         if self.resume and not self.refines:
-            raise OptionError("resume: nothing is refined here; ask for it with refine=on or max_drop")
+            raise OptionError("resume: nothing is refined without refine=on or max_drop; set one of them")
 
     @property
     def refines(self) -> bool:

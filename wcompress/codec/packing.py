@@ -26,12 +26,16 @@ from wcompress.device import default_threads, resolve_device, torch_threads
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import ErrorFigures, Worst, compare
 from wcompress.files import archive_path, atomic_output, check_output
+from wcompress.progress import part
 
 POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
 """An SQNR below which there is a warning; see docs/quality.md."""
 
 Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
 """Finds what to store; `encode` is one."""
+
+_ENCODING_SHARE = 0.97
+"""Of a pack's progress; the rest is for restoring and comparing."""
 
 
 def pack_and_restore(
@@ -64,7 +68,7 @@ def pack_and_restore(
     try:
         options = replace(options or PackOptions(), **overrides)
     except TypeError as error:
-        raise OptionError(f"pack: {error}; see PackOptions for what there is") from error
+        raise OptionError(f"pack: {error}; PackOptions lists the options") from error
     if encoder is encode and (options.max_drop is not None or options.refine == "on"):
         raise OptionError("max_drop and refine need a task, which says what the model is for")
     start = time.perf_counter()
@@ -188,7 +192,8 @@ def _encode(
     checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None, encoder: Encoder
 ) -> _Encoded:
     start = time.perf_counter()
-    encoded = encoder(checkpoint, options, device, progress)
+    encoded = encoder(checkpoint, options, device, part(progress, 0.0, _ENCODING_SHARE))
+    part(progress, _ENCODING_SHARE, 1.0, "checking what the archive restores to")
     done = time.perf_counter()
     restored = restore_encoded(checkpoint, encoded)
     figures = compare(checkpoint.tensors, restored)

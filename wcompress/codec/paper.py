@@ -24,7 +24,8 @@ from wcompress.vae.integer import IntegerDecoder, decode_integers, encode_intege
 from wcompress.wire import ByteCursor
 
 if TYPE_CHECKING:  # unpacking must not import training code
-    from wcompress.vae.training import Progress, TrainingConfig, TrainingHistory
+    from wcompress.progress import Progress
+    from wcompress.vae.training import TrainingConfig, TrainingHistory
 
 Floats = npt.NDArray[np.float64]
 

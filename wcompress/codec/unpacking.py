@@ -116,5 +116,5 @@ def _matching(names: list[str], only: str) -> list[str]:
         raise OptionError(f"only {only!r}: not a regular expression ({error})") from error
     found = [name for name in names if pattern.search(name)]
     if not found:
-        raise OptionError(f"only {only!r}: found in no tensor name; `wcompress inspect` lists the {len(names)} names")
+        raise OptionError(f"only {only!r}: matches no tensor name; `wcompress inspect` lists all {len(names)}")
     return found

@@ -127,7 +127,7 @@ class VaeReader:
         if not math.isfinite(step) or code >= n_machines or max(layouts, default=0) >= len(LAYOUTS):
             raise ArchiveError("tables: an impossible step, trellis or layout; the archive is damaged")
         if any(layouts[i] and len(entry.shape) < 2 for i, entry in enumerate(entries)):
-            raise ArchiveError("tables: a row of numbers cannot be turned around; the archive is damaged")
+            raise ArchiveError("tables: a 1-D tensor cannot be transposed; the archive is damaged")
         check_block_size(block_size, latent_dim)
         # A symbol may take next to nothing, but not nothing: a stream of 16 units of 32 blocks has a byte of its own.
         if n_weights > 512 * block_size * max(1, len(self._data)):

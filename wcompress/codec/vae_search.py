@@ -25,14 +25,18 @@ from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.errors import TargetUnreachable
 from wcompress.fidelity import compare, computable, energy, farthest
+from wcompress.progress import Progress, part
 from wcompress.quantize.trellis import N_STATES, trellis
 
 Weights = npt.NDArray[np.floating]
-Progress = Callable[[int, int, dict[str, float]], None]
 
 SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
 
+_SEARCHING, _TRAINING = "finding the step size", "training the entropy model"
+# Of the progress: what a search with few states takes before one with many, a sample before the whole, and how many
+# rounds there are after settling and how many take as long as training.
+_FEW_STATES_SHARE, _SAMPLE_SHARE, _USUAL_ROUNDS, _TRAINING_ROUNDS = 0.75, 0.3, 2, 20
 _ROUNDS = 12
 _SMALL_MODEL_ROUNDS = 30
 _SETTLING_ROUNDS = 4
@@ -75,13 +79,6 @@ def _fits_singles(array: npt.NDArray[np.floating]) -> bool:
     # Whether float32 has room for it, and for what is made of it.
     largest = farthest(array)
     return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
-
-
-def _stage(progress: Progress | None, number: int) -> Progress | None:
-    # Of two stages with equally many rounds.
-    if progress is None:
-        return None
-    return lambda done, n, figures: progress(number * n + done, 2 * n, figures)
 
 
 class VaeSearch:
@@ -257,15 +254,15 @@ class VaeSearch:
                 return self._repaired(_Bisection(self, target, guess).run(self._progress), target, self._progress)
             start = self._with_few_states(target, guess)
             try:
-                found = _Bisection(self, target, start.step, start, 1).run(_stage(self._progress, 1))
+                found = _Bisection(self, target, start.step, start, 1).run(part(self._progress, _FEW_STATES_SHARE, 1.0))
             except TargetUnreachable:
                 return start
-            found = self._repaired(found, target, _stage(self._progress, 1))
+            found = self._repaired(found, target, part(self._progress, _FEW_STATES_SHARE, 1.0))
             # Of a small tensor either may be the better one.
             if target.sqnr_db is not None:
                 return min(found, start, key=self.n_bytes)
             return max(found, start, key=self.sqnr_db)
-        start = self._sampled(target, guess)
+        start = self._sampled(target, guess, part(self._progress, 0.0, _SAMPLE_SHARE))
         # What a sample has settled needs no settling; only a prior is still to be trained.
         use_prior = self._encoder.config.use_prior
         search = _Bisection(self, target, start.step, None if use_prior else start, int(use_prior))
@@ -275,7 +272,8 @@ class VaeSearch:
             share = len(start.symbols) / self.sequencing.n_weights
             margin = 1.0 - self._estimated(start, start.symbol_bits / share, _FINE_RANGE_DB[0]) / target.n_bytes
         search.expect(margin)
-        return self._corrected(self._repaired(search.run(self._progress), target, self._progress), target)
+        progress = part(self._progress, _SAMPLE_SHARE, 1.0)
+        return self._corrected(self._repaired(search.run(progress), target, progress), target)
 
     def _corrected(self, solution: Solution, target: Target) -> Solution:
         """A solution whose archive, not its estimate alone, has the bytes that were asked for."""
@@ -350,7 +348,7 @@ class VaeSearch:
         quick = copy.copy(self)
         encoder = quick._encoder = copy.copy(self._encoder)
         encoder.config = replace(encoder.config, machine=trellis(_QUICK_STATES))
-        progress = _stage(self._progress, 0)
+        progress = part(self._progress, 0.0, _FEW_STATES_SHARE)
         solution = quick._repaired(_Bisection(quick, target, guess).run(progress), target, progress)
         if quick.own_scales != self.own_scales:
             self._use(quick.own_scales, type(self._encoder), self._encoder.config)
@@ -366,7 +364,7 @@ class VaeSearch:
                 return True
         return False
 
-    def _sampled(self, target: Target, guess: float) -> Solution:
+    def _sampled(self, target: Target, guess: float, progress: Progress | None) -> Solution:
         """A solution on a sample of the sub-blocks: the step it needs is the whole model's, but for chance."""
         sequencing, sub_size = self.sequencing, self.sequencing.sub_size
         stride = max(1, sequencing.n_weights // _SAMPLE)
@@ -392,7 +390,7 @@ class VaeSearch:
             target = Target(n_bytes=round(target.n_bytes * len(taken) / sequencing.n_weights))
             sample._other_bytes = lambda _solution, _sqnr_db: ()
             sample.fine = {}
-        return _Bisection(sample, target, guess).run(None)
+        return _Bisection(sample, target, guess).run(progress)
 
     def measure(self, solution: Solution, target: Target) -> float:
         """How far beyond the target a solution is: at least 0 when it is met. In dB, or in the bytes' fraction."""
@@ -429,6 +427,11 @@ class VaeSearch:
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step`."""
         return replace(self._encoder.solve(step, start), own_scales=self.own_scales)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether `refit` trains a model, which takes long."""
+        return isinstance(self._encoder, ContextEncoder)
 
     def refit(self, solution: Solution) -> Solution:
         """The same symbols under a model trained on them."""
@@ -474,13 +477,15 @@ class _Bisection:
         anchor, n_settling, at = self.start, self.n_settling, self.guess
         points: list[tuple[float, float]] = []
         highest = -math.inf
+        if progress is not None:
+            progress(0, 1000, {"stage": _SEARCHING})
         for number in range(self.n_rounds):
             settling = number < n_settling
             at = max(at, self.finest)
             solution = self.search.solve(2.0**at, anchor)
             margin = self.search.measure(solution, self.target)
             if progress is not None:
-                progress(number + 1, self.n_rounds, {"margin": margin})
+                progress(self._done(number + 1), 1000, {"stage": _SEARCHING})
             if margin >= 0 and (best is None or margin < best[0]):
                 best = (margin, solution)
             if nearest is None or abs(margin) < nearest[0]:
@@ -489,6 +494,8 @@ class _Bisection:
             if at == self.finest and number >= n_settling - 1 and (margin < 0) == self.by_sqnr:
                 break
             if settling:
+                if number == n_settling - 2 and self.search.is_trained and progress is not None:
+                    progress(self._done(number + 1), 1000, {"stage": _TRAINING})
                 anchor = self.search.refit(solution) if number == n_settling - 2 else solution
                 points = points[-1:]
             elif (number - n_settling) % _ROUNDS_PER_ANCHOR == _ROUNDS_PER_ANCHOR - 1:
@@ -501,10 +508,16 @@ class _Bisection:
             points.append((at, margin))
             at = self._next(points, settling)
         if progress is not None:
-            progress(self.n_rounds, self.n_rounds, {} if best is None else {"margin": best[0]})
+            progress(1000, 1000, {"stage": _SEARCHING})
         if best is None:
             raise TargetUnreachable(self._nearest(highest))
         return best[1]
+
+    def _done(self, n_rounds: int) -> int:
+        """About how many thousandths of the work are done after so many rounds."""
+        training = _TRAINING_ROUNDS if self.search.is_trained and self.n_settling > 1 else 0
+        done = n_rounds + (training if n_rounds >= self.n_settling else 0)
+        return min(980, round(1000 * done / (self.n_settling + _USUAL_ROUNDS + training)))
 
     def _next(self, points: list[tuple[float, float]], settling: bool) -> float:
         at, margin = points[-1]

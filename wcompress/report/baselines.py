@@ -22,8 +22,8 @@ from wcompress.checkpoint import dtype_from_name, dtype_name
 from wcompress.codec.elements import round_to_dtype
 from wcompress.evaluate import score
 from wcompress.fidelity import as_bytes, is_finite
+from wcompress.progress import Progress
 from wcompress.tasks import Task
-from wcompress.vae.training import Progress
 
 GROUP_SIZE = 64
 """Weights that share a scale in `int4`."""

@@ -208,7 +208,7 @@ def ratio_against_score(
         paper: what the paper prints, latents only; drawn hollow, never part of the front.
         n_models: how many models the points are means over.
     """
-    mean = f",\nmean of {n_models}, bars least to most" if n_models > 1 else ""
+    mean = f",\nmean of {n_models}, bars show the range" if n_models > 1 else ""
     with drawing(width=9.5, height=5.4) as (figure, png):
         axes = figure.add_subplot()
         axes.set_xscale("log")

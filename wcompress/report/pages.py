@@ -33,13 +33,14 @@ def reproduction_page(
     machine = document["machine"]
     introduction = [
         f"{CITATION} train a variational autoencoder (VAE) on the weights of one network, cut into blocks of 2048, and"
-        f" keep {LATENT_DIM} numbers for each block. This report makes the paper's tables and figures anew: each model"
+        f" keep {LATENT_DIM} numbers for each block. This report reproduces the paper's tables and figures: each model"
         " was trained, packed, restored from the archive on disk, and scored before and after.",
         _verdict(runs),
     ]
     if not mnist:
         introduction.append(
-            f"All scores are on {where}, not on MNIST: they stand beside the paper's for orientation, not comparison."
+            f"All scores are on {where}, not on MNIST. They are not comparable with the paper's, which are shown for"
+            " scale."
         )
     sections = [
         _table1(runs),

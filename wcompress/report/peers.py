@@ -79,7 +79,7 @@ class Peers:
             if theirs is not None and theirs != ours:
                 raise OptionError(
                     f"{self.path}: peers were scored with the {what} {theirs!r}, this report's is {ours!r}; pass peers"
-                    " that were scored alike"
+                    " scored with the same"
                 )
 
 
@@ -122,7 +122,7 @@ def _point(row: Any, where: str) -> PeerPoint:
             raise OptionError(f"{where}: unknown key {key!r:.60}; known are {', '.join(_KEYS)}")
     label = row.get("label")
     if not isinstance(label, str) or not label.strip():
-        raise OptionError(f"{where}: 'label' is missing or no text; say whose point it is")
+        raise OptionError(f"{where}: 'label' is missing or not text; name the method that was measured")
     ratio, score = (_number(row.get(key), f"{where}: {key!r}") for key in ("ratio", "score"))
     if ratio <= 0:
         raise OptionError(f"{where}: 'ratio' is {ratio:g}; expected bytes of the model / bytes of the file, above 0")
@@ -136,7 +136,7 @@ def _number(value: Any, where: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300:
         number = float(value)
     if not math.isfinite(number):
-        raise OptionError(f"{where} is missing or no finite number; give one, such as 28.7")
+        raise OptionError(f"{where} is missing or not a finite number; give one, such as 28.7")
     return number
 
 
@@ -148,5 +148,7 @@ def _spread(row: Mapping[str, Any], key: str, value: float, where: str) -> Sprea
         raise OptionError(f"{where}: {key!r} is not [least, most]; give two numbers or leave it out")
     least, most = (_number(number, f"{where}: {key!r}") for number in both)
     if not least <= value <= most or (key == "ratio_spread" and least <= 0):
-        raise OptionError(f"{where}: {key!r} is {least:g} to {most:g}, which does not hold {value:g}; mend the file")
+        raise OptionError(
+            f"{where}: {key!r} is {least:g} to {most:g}, which does not include {value:g}; correct the file"
+        )
     return least, most

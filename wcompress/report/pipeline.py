@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from wcompress.codec.unpacking import unpack
 from wcompress.device import resolve_device, torch_threads
 from wcompress.evaluate import evaluate
 from wcompress.files import atomic_output, check_output
+from wcompress.progress import Progress, part
 from wcompress.report.paper import LATENT_DIM, PAPER
 from wcompress.tasks import BaselineTask, MnistData, train_baseline
-from wcompress.vae.training import Progress
 
-StageProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is, and how much it is in all."""
+_TRAINED, _PACKED = 0.4, 0.9
+"""Shares of the progress at which training and packing have ended."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def measure_baseline(
     checkpoint: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     force: bool = False,
-    progress: StageProgress | None = None,
+    progress: Progress | None = None,
 ) -> BaselineRun:
     """Train a built-in model, pack it, unpack the archive, and score both files.
 
@@ -116,7 +115,7 @@ def measure_baseline(
         checkpoint: a file of this model, trained already, to take instead of training one.
         epochs: of training the model; None for as many as its recipe has.
         force: existing files may be replaced.
-        progress: called when a stage begins and as it goes on.
+        progress: called as the work goes on, with its `stage` among the figures.
 
     Raises:
         TaskError, CheckpointError, OptionError, OutputError: see `wcompress.errors`.
@@ -135,19 +134,19 @@ def measure_baseline(
     with torch_threads(threads):
         train_seconds = None
         if checkpoint is None:
-            inner = within(progress, f"training {name}")
+            inner = part(progress, 0.0, _TRAINED, f"training {name}")
             start = time.perf_counter()
             model = train_baseline(name, data=data, seed=seed, epochs=epochs, device=torch_device, progress=inner)
             train_seconds = time.perf_counter() - start
             with atomic_output(model_path, force=force) as temporary:
                 write_checkpoint(temporary, model.state_dict(), format="pt")
 
-        inner = within(progress, f"packing {name}")
+        inner = part(progress, _TRAINED if checkpoint is None else 0.0, _PACKED, f"packing {name}")
         start = time.perf_counter()
         packed = packing.pack(model_path, archive, options, progress=inner)
         pack_seconds = time.perf_counter() - start
 
-        within(progress, f"unpacking and scoring {name}")
+        part(progress, _PACKED, 1.0, f"unpacking and scoring {name}")
         unpack_seconds = unpack(archive, restored, force=force).seconds
         before, after = evaluate(model_path, task), evaluate(restored, task)
     return BaselineRun(
@@ -166,11 +165,3 @@ def measure_baseline(
         archive=archive,
         restored=restored,
     )
-
-
-def within(progress: StageProgress | None, stage: str) -> Progress | None:
-    """Announce a stage, and give what the codec and the tasks call as it goes on."""
-    if progress is None:
-        return None
-    progress(stage, 0, 1)
-    return lambda done, total, _: progress(stage, done, total)

@@ -15,11 +15,12 @@ from wcompress.device import resolve_device, torch_threads
 from wcompress.errors import OptionError
 from wcompress.evaluate import evaluate
 from wcompress.files import output_folder
+from wcompress.progress import Progress, part
 from wcompress.report import render
 from wcompress.report.extras import require_report_extra
 from wcompress.report.pages import reproduction_page
 from wcompress.report.paper import LATENT_DIM, PAPER, SWEEP_LATENT_DIMS, SWEEP_MODEL
-from wcompress.report.pipeline import BaselineRun, StageProgress, measure_baseline, within
+from wcompress.report.pipeline import BaselineRun, measure_baseline
 from wcompress.report.samples import choose_samples
 from wcompress.tasks import BaselineTask, MnistData, builtin_tasks, load_mnist
 
@@ -108,7 +109,7 @@ def reproduce(
     epochs: int | None = None,
     force: bool = False,
     data: MnistData | None = None,
-    progress: StageProgress | None = None,
+    progress: Progress | None = None,
 ) -> Reproduction:
     """Train the paper's models, pack them, restore them, and write its tables and figures.
 
@@ -127,7 +128,7 @@ def reproduce(
         epochs: of training the models; None for as many as their recipes have.
         force: the folder may hold files already, and those of these names are replaced.
         data: in place of what `load_mnist` finds.
-        progress: called when a stage begins and as it goes on.
+        progress: called as the work goes on, with its `stage` among the figures.
 
     Raises:
         TaskError, OptionError, OutputError: see `wcompress.errors`.
@@ -136,10 +137,11 @@ def reproduce(
     names = tuple(dict.fromkeys(builtin_tasks() if models is None else models))
     unknown = [name for name in names if name not in PAPER]
     if unknown or not names:
-        raise OptionError(f"models {', '.join(unknown) or 'none'}: expected some of {', '.join(PAPER)}")
+        raise OptionError(f"models {', '.join(unknown) or 'none'}: expected one or more of {', '.join(PAPER)}")
     options = PackOptions(method="paper", effort=effort, seed=seed, device=device, threads=threads, force=force)
     resolve_device(device)
     settings = [replace(options, latent_dim=dim) for dim in sorted(set(latent_dims), reverse=True)]
+    n_stages = len(names) + len(settings)
     with output_folder(folder, force=force) as target, torch_threads(threads):
         found = load_mnist(data_dir) if data is None else data
         runs = tuple(
@@ -153,14 +155,17 @@ def reproduce(
                 threads=threads,
                 epochs=epochs,
                 force=force,
-                progress=progress,
+                progress=part(progress, number / n_stages, (number + 1) / n_stages),
             )
-            for name in names
+            for number, name in enumerate(names)
         )
         swept = next((run for run in runs if run.name == SWEEP_MODEL), runs[0])
         task = BaselineTask(swept.name, found, seed)
-        sweep = tuple(_sweep_point(swept, setting, target, task, progress) for setting in settings)
-        within(progress, "writing tables and figures")
+        sweep = tuple(
+            _sweep_point(swept, setting, target, task, part(progress, number / n_stages, (number + 1) / n_stages))
+            for number, setting in enumerate(settings, start=len(names))
+        )
+        part(progress, 1.0, 1.0, "writing tables and figures")
         samples = {
             _SAMPLE_FIGURES[run.name]: (run, choose_samples(run, found)) for run in runs if run.name in _SAMPLE_FIGURES
         }
@@ -171,12 +176,12 @@ def reproduce(
 
 
 def _sweep_point(
-    run: BaselineRun, options: PackOptions, folder: Path, task: BaselineTask, progress: StageProgress | None
+    run: BaselineRun, options: PackOptions, folder: Path, task: BaselineTask, progress: Progress | None
 ) -> LatentPoint:
     if options.latent_dim == LATENT_DIM:
         return LatentPoint(LATENT_DIM, run.pack)
     archive = folder / f"{run.name}.latent{options.latent_dim}.wcz"
-    inner = within(progress, f"packing {run.name}, latent {options.latent_dim}")
+    inner = part(progress, 0.0, 1.0, f"packing {run.name}, latent {options.latent_dim}")
     packed = packing.pack(run.checkpoint, archive, options, progress=inner)
     scores = TaskScore(run.name, run.dataset, run.score_before, evaluate(archive, task).score)
     return LatentPoint(options.latent_dim, replace(packed, task=scores))

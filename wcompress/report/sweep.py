@@ -19,13 +19,13 @@ from wcompress.device import torch_threads
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.evaluate import score
 from wcompress.files import output_folder
+from wcompress.progress import Progress, part
 from wcompress.refine.packing import RefineEncoder
 from wcompress.report import render
 from wcompress.report.baselines import BASELINES, measure_baselines
 from wcompress.report.extras import require_report_extra
 from wcompress.report.paper import SWEEP_LATENT_DIMS
 from wcompress.report.peers import read_peers
-from wcompress.report.pipeline import StageProgress, within
 from wcompress.report.sweep_page import sweep_page
 from wcompress.report.sweep_results import MeanReport, Report, SweepPoint, mean_report
 from wcompress.tasks import Task, load_task
@@ -82,7 +82,7 @@ def report(
     peers: str | os.PathLike[str] | None = None,
     data_dir: Path | None = None,
     force: bool = False,
-    progress: StageProgress | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Measure a model at several settings beside simple baselines, and write the report.
 
@@ -99,7 +99,7 @@ def report(
         peers: a file of points that others measured, see `read_peers`.
         data_dir: where a built-in task's data lies.
         force: the folder may hold files already.
-        progress: called when a stage begins and as it goes on.
+        progress: called as the work goes on, with its `stage` among the figures.
 
     Raises:
         TaskError, CheckpointError, OptionError, OutputError: see `wcompress.errors`.
@@ -121,7 +121,7 @@ def report_means(
     peers: str | os.PathLike[str] | None = None,
     data_dir: Path | None = None,
     force: bool = False,
-    progress: StageProgress | None = None,
+    progress: Progress | None = None,
 ) -> MeanReport:
     """Measure several trainings of one network as `report` does, and write one report of the means.
 
@@ -138,7 +138,7 @@ def report_means(
         if path in files[:number]:
             raise OptionError(f"{path}: passed twice; pass each training of the network once")
     if len(models) < 2:
-        raise OptionError(f"{len(models)} models to take means over; pass two or more trainings of one network")
+        raise OptionError(f"{len(models)} model given; means need two or more trainings of one network")
     return _report(models, task, folder, mean_report, options, settings, peers, data_dir, force, progress)
 
 
@@ -152,7 +152,7 @@ def _report(
     peers: str | os.PathLike[str] | None,
     data_dir: Path | None,
     force: bool,
-    progress: StageProgress | None,
+    progress: Progress | None,
 ) -> Found:
     require_report_extra("report")
     options = options or PackOptions()
@@ -163,17 +163,27 @@ def _report(
         names = ["model" if isinstance(model, Mapping) else Path(model).name for model in models]
         for name, checkpoint in zip(names, checkpoints, strict=True):
             _check_same_network(names[0], checkpoints[0].tensors, name, checkpoint.tensors)
+        if checkpoints[0].original_bytes == 0:
+            raise OptionError(f"{names[0]}: all of its tensors are empty, so there are no ratios to report")
         if isinstance(task, str):
             task = load_task(task, data_dir=data_dir)
         if others is not None:
             others.check(task)
         reports = [
             replace(
-                _measure(model, name, checkpoint, task, options, chosen, progress),
+                _measure(
+                    model,
+                    name,
+                    checkpoint,
+                    task,
+                    options,
+                    chosen,
+                    part(progress, n / len(models), (n + 1) / len(models)),
+                ),
                 folder=target,
                 peers=() if others is None else others.points,
             )
-            for model, name, checkpoint in zip(models, names, checkpoints, strict=True)
+            for n, (model, name, checkpoint) in enumerate(zip(models, names, checkpoints, strict=True))
         ]
         result = combine(tuple(reports))
         files = render.write_report(target, result.to_json(), sweep_page(result, options))
@@ -187,7 +197,7 @@ def _check_same_network(
         found = [None if key not in some else (some[key].shape, some[key].dtype) for some in (tensors, others)]
         if found[0] != found[1]:
             raise OptionError(
-                f"{name}: tensor {key!r} is not as in {first}; pass several trainings of one network, or one at a time"
+                f"{name}: tensor {key!r} differs from {first}; pass trainings of one network, or one model at a time"
             )
 
 
@@ -198,14 +208,15 @@ def _measure(
     task: Task,
     options: PackOptions,
     settings: Sequence[SweepSetting],
-    progress: StageProgress | None,
+    progress: Progress | None,
 ) -> Report:
     """One model at every setting, and the baselines."""
-    within(progress, f"scoring {name}")
+    n_stages = len(settings) + 1
+    part(progress, 0.0, 0.0, f"scoring {name}")
     before = score(task, checkpoint.tensors)
     points: list[SweepPoint] = []
-    for setting in settings:
-        inner = within(progress, f"packing {name}, {setting.label}")
+    for n, setting in enumerate(settings):
+        inner = part(progress, n / n_stages, (n + 1) / n_stages, f"packing {name}, {setting.label}")
         encoder = encode if setting.options.max_drop is None else RefineEncoder(task)
         try:
             packed, restored = pack_and_restore(
@@ -215,7 +226,7 @@ def _measure(
             continue
         scores = TaskScore(task.name, task.dataset, before, score(task, restored))
         points.append(SweepPoint(setting.label, replace(packed, task=scores), setting.options.refines))
-    inner = within(progress, f"measuring {render.sentence_list(list(BASELINES))}")
+    inner = part(progress, len(settings) / n_stages, 1.0, f"measuring {render.sentence_list(list(BASELINES))}")
     baselines = measure_baselines(checkpoint.tensors, task, progress=inner)
     return Report(
         folder=Path(),

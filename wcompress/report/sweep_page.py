@@ -27,18 +27,18 @@ def sweep_page(result: Report | MeanReport, options: PackOptions) -> Page:
     names = render.sentence_list(list(result.model_names))
     n_examples = f", {result.n_examples:,} test examples" if result.n_examples else ""
     introduction: tuple[str, ...] = (
-        f"How small {names} can be made, and what is then left of {'their' if several else 'its'} score in the task"
-        f" {result.task}. Every archive and every baseline was made, decoded from its bytes, and scored.",
+        f"How small {names} can be made, and how well {'they then score' if several else 'it then scores'} in the task"
+        f" {result.task}. Every archive and every baseline was written, decoded from its bytes, and scored.",
     )
     if several:
         introduction += (
-            f"Figures are means over the {result.n_models} models, with the least and the most of them. A setting that"
-            " one of them cannot be packed at is left out.",
+            f"Figures are means over the {result.n_models} models, with their range. A setting at which one of"
+            " them cannot be packed is left out.",
         )
     if options.method == "paper":
         introduction += (f"The method is that of {CITATION}.",)
     if result.peers:
-        introduction += ("Peers were not measured here: they are drawn as the file that was passed tells of them.",)
+        introduction += ("Peers were not measured here; their points are those of the file given with --peers.",)
     front = [f"{m.label} ({render.times(m.ratio)}, {m.score:.2f} %)" for m in result.pareto]
     original = f"The originals score {result.score_before:.2f} % on average"
     if not several:
@@ -94,7 +94,7 @@ def _table(result: Report | MeanReport, counts_latents: bool) -> Table:
         rows.append((*cells, "yes" if (row.mark.ratio, row.mark.score) in best else ""))
     caption = f"“best”: no other has a higher true ratio at no lower a score. Scores on {result.dataset}."
     if result.n_models > 1:
-        caption += f" Means over {result.n_models} models, with the least and the most of them."
+        caption += f" Means over {result.n_models} models, with their range."
     return Table("report", caption, tuple(columns), tuple(rows))
 
 
@@ -122,9 +122,9 @@ def _picture(result: Report | MeanReport) -> Picture:
     )
     caption = f"True ratio, every byte counted, against score of {where}."
     if result.n_models > 1:
-        caption += f" Points are means over {result.n_models} models, error bars go from the least to the most."
+        caption += f" Points are means over {result.n_models} models, error bars show the range."
     elif any(row.spreads for row in result.rows):
-        caption += " Error bars of peers go from the least to the most, as their file says."
+        caption += " Error bars of peers show the range that their file gives."
     if latent:
         caption += " Hollow: the same archives by the paper's accounting, without the decoder; these are no file sizes."
     if paper is not None:

@@ -15,11 +15,9 @@ from torch.nn import functional
 
 from wcompress.device import torch_threads
 from wcompress.errors import OptionError, TaskError
+from wcompress.progress import Progress
 from wcompress.tasks.mnist import MnistData
 from wcompress.tasks.protocol import accuracy
-
-Progress = Callable[[int, int, dict[str, float]], None]
-"""Called with steps done, steps in all, and figures such as `loss`."""
 
 _PROGRESS_EVERY = 10
 _SMALL_DATA = 10_000

@@ -35,7 +35,7 @@ def load_digits_28() -> tuple[Tensor, Tensor, str]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise TaskError(
-            "MNIST is neither here nor to be downloaded, and the embedded default data needs scikit-learn: "
+            "MNIST was not found and could not be downloaded, and the embedded data needs scikit-learn: "
             "pip install wcompress[demo], or put MNIST's four idx files in $WCOMPRESS_DATA/mnist"
         ) from error
     found = load_digits()

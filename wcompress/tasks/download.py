@@ -82,7 +82,7 @@ def _fetch(url: str) -> bytes:
         while chunk := response.read1(_CHUNK_BYTES):
             body += chunk
             if len(body) > _MAX_ZIPPED_BYTES or time.monotonic() > give_up_at:
-                raise TimeoutError(f"{url}: too much, or too slow")
+                raise TimeoutError(f"{url}: the download is too large or too slow")
     return bytes(body)
 
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from wcompress.progress import Progress
 from wcompress.vae.networks import FullyConnectedVAE
 from wcompress.vae.objective import kl_divergence, reconstruction_nats, reparameterise
-
-Progress = Callable[[int, int, dict[str, float]], None]
-"""Called with work done, work in all, and figures to show."""
 
 _MAX_BATCH_BLOCKS = 512
 _MAX_VALIDATION_BLOCKS = 4096

@@ -1,0 +1,59 @@
+"""What a pack has achieved, in words."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from wcompress.cli.common import times
+
+if TYPE_CHECKING:
+    from wcompress.codec.results import PackResult
+
+
+def verdict(result: PackResult, *, restorable: bool = True) -> str:
+    """Two to four sentences: how much smaller, what was lost, how to restore.
+
+    Args:
+        result: of the pack.
+        restorable: the archive lies where `result.archive` says, so that a command can name it.
+    """
+    sentences = [_size(result), _loss(result)]
+    if result.task is not None:
+        task = result.task
+        sentences.append(
+            f"{task.name} scored {task.score_before:.2f} % before and {task.score_after:.2f} % after on {task.dataset}."
+        )
+    if result.dry_run:
+        sentences.append("Nothing was written.")
+    text = " ".join(sentences)
+    if restorable and not result.dry_run:
+        text += f"\nRestore with: wcompress unpack {shlex.quote(result.archive)}"
+    return text
+
+
+def _size(result: PackResult) -> str:
+    if result.ratio >= 1:
+        return f"{times(result.ratio)} smaller."
+    decoder = result.sections.get("decoder", 0)
+    why = (
+        f": the VAE's decoder takes {decoder:,} of its {result.archive_bytes:,} bytes"
+        if result.method == "paper"
+        else ""
+    )
+    return f"Not smaller: the archive is {times(1 / result.ratio)} the size of the model{why}."
+
+
+def _loss(result: PackResult) -> str:
+    if not result.max_abs_error:
+        return "Lossless: every value is kept exactly."
+    from wcompress.checkpoint.messages import shown
+
+    worst = result.worst
+    if worst is None:
+        return "Lossy." if result.sqnr_db is None else f"Lossy: SQNR {result.sqnr_db:.1f} dB over all weights."
+    row = ""
+    if worst.row_sqnr_db is not None:
+        place = "" if worst.row_tensor in (None, worst.tensor) else f" ({shown(worst.row_tensor)})"
+        row = f", every row at least {worst.row_sqnr_db:.1f} dB{place}"
+    return f"Lossy: every tensor keeps at least {worst.sqnr_db:.1f} dB ({shown(worst.tensor)}){row}."
