@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from wcompress.codec.options import PackOptions
 
 torch.set_num_threads(1)  # the tests' networks are so small that a second thread only waits
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("wcompress", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("wcompress")
 
 SMALL = PackOptions(method="paper", block_size=64, latent_dim=4, hidden=(16,), effort=1, device="cpu")
 """A VAE that trains in a fraction of a second."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +159,28 @@ def test_usage_errors_are_exit_code_2_in_one_line(cli: Run, checkpoint: Path, ar
         assert one_line(err), err
 
 
+def test_what_a_pickle_holds_beside_its_weights(cli: Run) -> None:
+    torch.save(
+        {
+            "net": {"a": torch.ones(4, 4), "b": [torch.zeros(2)]},
+            "args": argparse.Namespace(lr=1),
+            "opt": {"m": torch.ones(1)},
+        },
+        "m.pt",
+    )
+    code, out, err = cli("pack", "m.pt", "--method", "lossless", "--json", "--key", "net")
+    assert code == 0
+    assert "left out, with tensors that are not the model's: opt" in err
+    assert "left out (no tensors in it): args" in err
+    document = json.loads(out)
+    assert document["left_out_tensors"] == ["opt"]
+    assert ["'b'" in warning for warning in document["warnings"]] == [True]
+    code, _, err = cli("pack", "m.pt", "--method", "lossless", "--strict", "-f", "--key", "net")
+    assert code == 3
+    assert "argparse.Namespace" in err
+    assert err.count("\n") == 1
+
+
 def test_left_out_is_named(cli: Run) -> None:
     torch.save({"epoch": 3, "optimizer_state_dict": {}, "model_state_dict": {"w": torch.ones(4, 4)}}, "full.pt")
     code, out, err = cli("pack", "full.pt", *FAST, "--json")
@@ -233,27 +254,21 @@ def test_help_does_not_load_torch() -> None:
 
 def test_help_is_quick() -> None:
     for arguments in (["--help"], ["--version"]):
-        best = min(_seconds(arguments) for _ in range(3))
-        assert best < 0.6  # 0.15 s on an idle core; the rest is for a busy one
+        best = min(_cpu_seconds(arguments) for _ in range(3))
+        assert best < 0.6  # 0.15 s on an idle core; the rest is for one that others use as well
 
 
-def _seconds(arguments: list[str]) -> float:
-    start = time.perf_counter()
+def _cpu_seconds(arguments: list[str]) -> float:
+    # Not the time that passes: how long a busy machine lets a process wait says nothing of the process.
+    resource = pytest.importorskip("resource")
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return float(usage.ru_utime + usage.ru_stime)
+
+    before = used()
     python("-m", "wcompress", *arguments).communicate()
-    return time.perf_counter() - start
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interruption_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
-    torch.save({"w": torch.randn(2000, 500)}, tmp_path / "big.pt")
-    process = python("-m", "wcompress", "pack", str(tmp_path / "big.pt"), "--effort", "9", "-v")
-    time.sleep(8)
-    assert process.poll() is None
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in err
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["big.pt"]
+    return used() - before
 
 
 def test_a_closed_pipe_and_a_full_disk_are_quiet(archive: Path) -> None:

@@ -95,12 +95,12 @@ def test_what_was_interrupted_goes_on(
         wcompress.pack(trained, output, task=Toy(), max_drop=2.0, progress=stop, **FAST)
     assert not output.exists()
     assert [path.name for path in tmp_path.glob("a.wcz*")] == ["a.wcz.refine"]
-    assert {"bytes", "drop", "MB"} <= set(seen[0])
+    assert {"bytes", "drop", "MB"} <= set().union(*seen)
     first: list[int] = []
     resumed = wcompress.pack(
         trained, output, task=Toy(), max_drop=2.0, resume=True, progress=lambda n, _t, _f: first.append(n), **FAST
     )
-    assert first[0] > 300
+    assert next(n for n in first if n) > 300
     assert resumed.archive_bytes == whole.archive_bytes
     assert resumed.sha256 == whole.sha256
     assert not output.with_name("a.wcz.refine").exists()

@@ -471,7 +471,7 @@ task = Bad
 def test_the_example_trains_and_loads(tmp_path: Path) -> None:
     example = ROOT / "examples" / "own_task.py"
     saved = tmp_path / "own_model.pt"
-    subprocess.run([sys.executable, str(example), str(saved)], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, str(example), str(saved)], check=True, capture_output=True)
     task = load_task(str(example))
     model = task.build()
     model.load_state_dict(torch.load(saved, weights_only=True))

@@ -9,6 +9,9 @@ import pytest
 
 from wcompress.threads import in_parts, in_threads
 
+DEADLINE_S = 300
+"""For what takes a moment; only a failure takes so long."""
+
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
@@ -21,7 +24,7 @@ def two_threads() -> Iterator[None]:
 
 
 def test_results_are_in_order_and_from_two_threads() -> None:
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=DEADLINE_S)
 
     def work(item: int) -> tuple[int, int]:
         if item < 2:
@@ -54,7 +57,7 @@ def test_an_error_ends_the_work_and_the_next_is_done() -> None:
         if item == 1:
             release.set()
             raise ValueError("one of them")
-        assert release.wait(20)
+        assert release.wait(DEADLINE_S)
         done.append(item)
 
     with pytest.raises(ValueError, match="one of them"):
@@ -75,5 +78,5 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     results = context.Queue()
     child = context.Process(target=_child, args=(results,))
     child.start()
-    assert results.get(timeout=30) == [0, 1, 4, 9, 16]
+    assert results.get(timeout=DEADLINE_S) == [0, 1, 4, 9, 16]
     child.join()

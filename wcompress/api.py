@@ -16,8 +16,12 @@ from wcompress.codec.encoding import encode
 from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.evaluate import score
+from wcompress.files import archive_path
+from wcompress.progress import Progress, part
 from wcompress.tasks import Task, load_task
-from wcompress.vae.training import Progress
+
+_PACKING_SHARE = 0.98
+"""Of the progress of a pack with a task; the rest is for the last score."""
 
 
 def pack(
@@ -52,16 +56,19 @@ def pack(
         return packing.pack(source, output, options, progress=progress, **overrides)
     if isinstance(task, str):
         task = load_task(task, data_dir=data_dir)
-    checkpoint = read_checkpoint(source, key=overrides.get("key", options.key if options else None))
+    chosen = {name: overrides.get(name, getattr(options or PackOptions(), name)) for name in ("key", "strict")}
+    checkpoint = read_checkpoint(source, **chosen)
+    part(progress, 0.0, 0.0, "scoring the model")
     before = score(task, checkpoint.tensors)
     result, restored = packing.pack_and_restore(
         source,
         output,
         options,
-        progress=progress,
+        progress=part(progress, 0.0, _PACKING_SHARE),
         encoder=_encoder(task, source, output, options, overrides),
         **overrides,
     )
+    part(progress, _PACKING_SHARE, 1.0, "scoring the restored model")
     return replace(result, task=TaskScore(task.name, task.dataset, before, score(task, restored)))
 
 
@@ -81,6 +88,6 @@ def _encoder(
     from wcompress.refine.resume import state_path
 
     if output is None and not isinstance(source, Mapping):
-        output = f"{os.fspath(source)}.wcz"
+        output = archive_path(source)
     path = None if output is None or wanted("dry_run") else state_path(output)
     return RefineEncoder(task, state_path=path, resume=wanted("resume"))

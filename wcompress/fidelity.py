@@ -180,7 +180,8 @@ def _rows(tensor: torch.Tensor, other: torch.Tensor, same: bool) -> _Rows:
     n_together = max(1, _PART // w.shape[1])
     for first in range(0, n_rows, n_together):
         part = slice(first, first + n_together)
-        rows = w[part].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            rows = w[part].astype(np.float64)
         finite = np.isfinite(rows)
         if not finite.all():
             rows[~finite] = 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from wcompress.checkpoint import state_metadata
+from wcompress.checkpoint.folder import model_file
+from wcompress.checkpoint.inert import TensorLike
 from wcompress.checkpoint.messages import (
     condensed,
     damaged,
@@ -20,34 +22,17 @@ from wcompress.checkpoint.messages import (
     shown,
     unsafe,
     unsupported,
+    usage,
     without_known_warnings,
 )
-from wcompress.checkpoint.select import select
-from wcompress.checkpoint.sniff import Kind, check_zip, recognise
-from wcompress.checkpoint.tensors import (
-    MemoryKey,
-    check_name,
-    check_tensor,
-    memory_key,
-    n_bytes,
-    plain,
-)
+from wcompress.checkpoint.select import Selection, select
+from wcompress.checkpoint.sharing import overlapping
+from wcompress.checkpoint.sniff import Kind, recognise
+from wcompress.checkpoint.tensors import MemoryKey, check_name, check_tensor, memory_key, n_bytes, plain
+from wcompress.checkpoint.torch_file import limit_bytes, load_pickled
 from wcompress.errors import CheckpointError
 
-# Views let a tiny file claim tensors of any size. No real model repeats its bytes a hundredfold.
-_EXPANSION = 100
-_EXPANSION_FLOOR_BYTES = 64 << 20
-
-# torch's refusals that name what the pickle wanted.
-_WANTED = (
-    re.compile(r"GLOBAL\s+([^\s]+)"),
-    re.compile(r"reduce for unrecognized function (<.*?>|[^\s]+)"),
-    re.compile(r"allowlisted via `add_safe_globals`,? but got (<class '[^']*'>)"),
-    re.compile(r"``(torch\.[\w.]+)``.* must be imported"),
-)
-_OPERAND = re.compile(r"Unsupported operand (\d+)")
-# Opcodes that only pickle protocol 4 and later have: pickle.SHORT_BINUNICODE … pickle.READONLY_BUFFER.
-_PROTOCOL_4 = range(0x8C, 0x99)
+_SHOWN_OVERLAPS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +44,10 @@ class Checkpoint:
         ties: Later name → earlier name, where both were the very same tensor. They share one object.
         source: The file's name without folders; empty for a mapping.
         left_out: Names of what was there and not taken, such as `optimizer_states` or `epoch`.
-        metadata: The text in a safetensors header; else empty.
-        shards: The files that an index names.
+        metadata: The text in a safetensors header, and, under `state_metadata.KEY`, the versions of the modules.
+        shards: The files that an index names, or the file that was read in a folder.
+        left_out_tensors: Those of `left_out` that hold tensors.
+        notes: One line for each thing that is not kept as it was, such as an array that became a tensor.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -69,6 +56,8 @@ class Checkpoint:
     left_out: tuple[str, ...]
     metadata: dict[str, str]
     shards: tuple[Path, ...] = ()
+    left_out_tensors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_params(self) -> int:
@@ -82,34 +71,35 @@ class Checkpoint:
 
 
 @dataclass
-class _Content:
+class _Source:
     """What one file held, tensors not yet checked."""
 
-    tensors: dict[str, torch.Tensor]
-    left_out: list[str]
+    selection: Selection
     metadata: dict[str, str]
     size_bytes: int
     shards: tuple[Path, ...] = ()
 
 
 def read_checkpoint(
-    source: str | os.PathLike[str] | Mapping[str, torch.Tensor], *, key: str | None = None
+    source: str | os.PathLike[str] | Mapping[str, torch.Tensor], *, key: str | None = None, strict: bool = False
 ) -> Checkpoint:
     """Reads a model's tensors without running any code that its file carries.
 
-    Read are files of `torch.save` (zip and legacy), `.safetensors`, and the index of a model in shards
-    (`*.index.json`), each recognised by its bytes. The tensors may be mapped from the file, so it must not be
+    Read are files of `torch.save` (zip and legacy), plain pickles, `.safetensors`, and the index of a model in
+    shards (`*.index.json`), each recognised by its bytes, and folders with one of them. What a pickle holds beside
+    tensors is neither imported nor run. The tensors may be mapped from the file, so it must not be
     overwritten in place while they are in use; from a mapping, plain tensors share the caller's memory.
 
     Args:
-        source: A file's path, or a mapping such as `model.state_dict()`.
-        key: The top-level entry that holds the weights, where there are several; see `select`.
+        source: A path, or a mapping such as `model.state_dict()`.
+        key: The entry that holds the weights, where there are several; see `select`.
+        strict: Refuse a pickle that holds anything but what `torch.load(weights_only=True)` takes.
 
     Returns:
         The tensors in the file's order; see `Checkpoint`.
 
     Raises:
-        UnsafeCheckpoint: Reading the file would need code to be run.
+        UnsafeCheckpoint: It calls what only an attack calls; with `strict`, anything that could run code.
         UnsupportedCheckpoint: It is of another kind, holds no named tensors or ones that cannot be stored, or
             it is not clear which are meant.
         CheckpointError: The file is damaged; or, with exit code 2, it is not there or cannot be opened.
@@ -122,55 +112,82 @@ def read_checkpoint(
         raise unsupported("the source", f"is of type {kind_given}; pass a path or a mapping of names to tensors")
     if isinstance(source, Mapping):
         where = "the mapping"
-        tensors, left_out = select(source, key=key, where=where)
-        return _checkpoint(_Content(tensors, left_out, {}, 0), "", where, limit_bytes=None)
+        return _checkpoint(_Source(select(source, key=key, where=where), {}, 0), "", where, limit=None)
     path = Path(os.fsdecode(source))
-    kind = recognise(path)
-    content = _read_shards(path, key) if kind is Kind.SHARD_INDEX else _read_file(path, kind, key)
+    inside = _file_in(path)
+    kind = recognise(inside)
+    content = _read_shards(inside, key, strict) if kind is Kind.SHARD_INDEX else _read_file(inside, kind, key, strict)
+    if inside != path:
+        content.shards = (inside, *content.shards)
     return _checkpoint(
         content,
-        os.fsencode(path.name).decode("utf-8", "replace"),
-        shown(path),
-        limit_bytes=_limit_bytes(content.size_bytes),
+        os.fsencode(inside.name).decode("utf-8", "replace"),
+        shown(inside),
+        limit=limit_bytes(content.size_bytes),
     )
 
 
-def _limit_bytes(size_bytes: int) -> int:
-    return _EXPANSION_FLOOR_BYTES + _EXPANSION * size_bytes
+def _file_in(path: Path) -> Path:
+    try:
+        return model_file(path) if path.is_dir() else path
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise usage(CheckpointError(f"{shown(path)}: cannot be read: {condensed(reason)}")) from error
 
 
-def _checkpoint(content: _Content, source: str, where: str, *, limit_bytes: int | None) -> Checkpoint:
+def _checkpoint(content: _Source, source: str, where: str, *, limit: int | None) -> Checkpoint:
     """Makes the tensors plain and finds the tied ones."""
+    found = content.selection
+    given = {name: check_tensor(name, tensor, where) for name, tensor in found.tensors.items()}
     tensors: dict[str, torch.Tensor] = {}
     ties: dict[str, str] = {}
     first_name: dict[MemoryKey, str] = {}
     n_distinct_bytes = 0
-    for name, tensor in content.tensors.items():
-        check_tensor(name, tensor, where)
+    for name, tensor in given.items():
         memory = memory_key(tensor)
         if memory is not None and memory in first_name:
             ties[name] = first_name[memory]
             tensors[name] = tensors[ties[name]]
             continue
         n_distinct_bytes += n_bytes(tensor)
-        if limit_bytes is not None and n_distinct_bytes > limit_bytes:
+        if limit is not None and n_distinct_bytes > limit:
             problem = f"tensor '{shown(name)}' brings the total to {n_distinct_bytes} bytes"
             raise damaged(where, f"{problem}, from a file of {content.size_bytes} bytes; its shapes cannot be right")
         tensors[name] = plain(name, tensor, where)
         if memory is not None:
             first_name[memory] = name
-    return Checkpoint(tensors, ties, source, tuple(content.left_out), content.metadata, content.shards)
+    notes = list(dict.fromkeys(found.notes))
+    overlaps = overlapping({name: tensor for name, tensor in given.items() if name not in ties})
+    if overlaps:
+        pairs = ", ".join(f"'{shown(later)}' with '{shown(earlier)}'" for later, earlier in overlaps[:_SHOWN_OVERLAPS])
+        more = f" and {len(overlaps) - _SHOWN_OVERLAPS} more" if len(overlaps) > _SHOWN_OVERLAPS else ""
+        notes.append(f"stored separately, though they share a part of their memory: {pairs}{more}")
+    metadata = dict(content.metadata)
+    if found.versions:
+        metadata[state_metadata.KEY] = state_metadata.to_text(found.versions, tensors)
+    return Checkpoint(
+        tensors,
+        ties,
+        source,
+        tuple(found.left_out),
+        metadata,
+        content.shards,
+        tuple(found.with_tensors),
+        tuple(notes),
+    )
 
 
-def _read_file(path: Path, kind: Kind, key: str | None) -> _Content:
+def _read_file(path: Path, kind: Kind, key: str | None, strict: bool) -> _Source:
     """Reads one file that is not an index."""
     size_bytes = path.stat().st_size
     if kind is Kind.SAFETENSORS:
         _refuse_key(key, shown(path))
         tensors, metadata = _read_safetensors(path)
-        return _Content(tensors, [], metadata, size_bytes)
-    tensors, left_out = select(_torch_load(path, kind, size_bytes), key=key, where=shown(path))
-    return _Content(tensors, left_out, {}, size_bytes)
+        versions = (
+            state_metadata.from_text(metadata.pop(state_metadata.KEY, "{}"), tensors) or state_metadata.Versions()
+        )
+        return _Source(Selection({**tensors}, versions=versions), metadata, size_bytes)
+    return _Source(select(load_pickled(path, kind, strict=strict), key=key, where=shown(path)), {}, size_bytes)
 
 
 def _refuse_key(key: str | None, where: str) -> None:
@@ -209,58 +226,16 @@ def _names_by_offset(path: Path) -> list[str]:
     return sorted(header, key=lambda name: header[name]["data_offsets"][0])
 
 
-def _torch_load(path: Path, kind: Kind, size_bytes: int) -> object:
-    """Unpickles with torch's restricted unpickler. A refusal is final: nothing here loads a file unsafely."""
-    where = shown(path)
-    # Mapping needs a name, and torch judges a file called .safetensors by that name.
-    by_name = path.suffix != ".safetensors" and _is_utf8(str(path))
-    mapped = kind is Kind.TORCH_ZIP and check_zip(path, _limit_bytes(size_bytes)) and by_name
-    try:
-        with without_known_warnings():
-            if mapped:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as stream:
-                return torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes torch raise nearly anything
-        raise _refusal(error, where) from error
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _refusal(error: Exception, where: str) -> CheckpointError:
-    """Turns torch's many lines into one: what the file wanted, or that it is damaged."""
-    text = str(error)
-    if isinstance(error, pickle.UnpicklingError):
-        wanted = next((match[1] for pattern in _WANTED if (match := pattern.search(text))), None)
-        if wanted is not None:
-            advice = "load it where you trust it and save only model.state_dict()"
-            return unsafe(where, f"needs {condensed(wanted)}, which could run code, to be loaded; {advice}")
-        operand = _OPERAND.search(text)
-        if operand is not None and int(operand[1]) in _PROTOCOL_4:
-            advice = "save it again with torch.save and its default protocol"
-            return unsupported(where, f"uses pickle protocol 4 or newer, which is not read safely; {advice}")
-        if operand is not None:
-            text = f"unknown pickle instruction {operand[1]}"
-    # The restricted unpickler puts its advice to load unsafely before the reason; the reason follows a colon.
-    text = text.rpartition("WeightsUnpickler error:")[2] or text
-    return damaged(where, f"is damaged ({condensed(text) or type(error).__name__}); copy or download it again")
-
-
-def _read_shards(path: Path, key: str | None) -> _Content:
+def _read_shards(path: Path, key: str | None, strict: bool) -> _Source:
     """Reads the shards that an index names, from the index's own folder, in the index's order."""
     where = shown(path)
     _refuse_key(key, where)
     shard_of = _weight_map(path)
     shards = list(dict.fromkeys(shard_of.values()))
     _check_shard_names(shards, where)
-    held: dict[str, dict[str, torch.Tensor]] = {}
-    content = _Content({}, [], {}, path.stat().st_size, tuple(path.with_name(shard) for shard in shards))
+    held: dict[str, dict[str, TensorLike]] = {}
+    whole = Selection()
+    content = _Source(whole, {}, path.stat().st_size, tuple(path.with_name(shard) for shard in shards))
     for shard in shards:
         shard_path = path.with_name(shard)
         if not shard_path.is_file():
@@ -268,17 +243,20 @@ def _read_shards(path: Path, key: str | None) -> _Content:
         kind = recognise(shard_path)
         if kind is Kind.SHARD_INDEX:
             raise unsupported(where, f"its shard '{shown(shard)}' is itself an index; give the innermost one")
-        part = _read_file(shard_path, kind, None)
-        held[shard] = part.tensors
-        content.left_out += part.left_out
-        content.left_out += [shown(name) for name in part.tensors if shard_of.get(name) != shard]
+        part = _read_file(shard_path, kind, None, strict)
+        stray = [shown(name) for name in part.selection.tensors if shard_of.get(name) != shard]
+        held[shard] = part.selection.tensors
+        whole.left_out += part.selection.left_out + stray
+        whole.with_tensors += part.selection.with_tensors + stray
+        whole.notes += part.selection.notes
+        whole.versions.update(part.selection.versions)
         content.metadata = part.metadata | content.metadata
         content.size_bytes += part.size_bytes
     for name, shard in shard_of.items():
         if name not in held[shard]:
             problem = f"its shard '{shown(shard)}' does not hold tensor '{shown(name)}'"
             raise damaged(where, f"{problem}; index and shards are of different models")
-        content.tensors[check_name(name, where)] = held[shard][name]
+        whole.tensors[check_name(name, where)] = held[shard][name]
     return content
 
 

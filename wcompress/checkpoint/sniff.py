@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
-from wcompress.checkpoint.messages import condensed, damaged, shown, unsafe, unsupported, usage
+from wcompress.checkpoint.messages import condensed, damaged, shown, unsupported, usage
 from wcompress.checkpoint.onnx import is_onnx
 from wcompress.errors import CheckpointError, WCompressError
 
@@ -21,6 +21,7 @@ class Kind(Enum):
 
     TORCH_ZIP = "torch.save, since torch 1.6"
     TORCH_LEGACY = "torch.save, before torch 1.6"
+    PICKLE = "a plain pickle"
     SAFETENSORS = "safetensors"
     SHARD_INDEX = "Hugging Face index of shards"
 
@@ -65,10 +66,6 @@ def recognise(path: Path) -> Kind:
     where = shown(path)
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            inside = path / "model.safetensors.index.json"
-            hint = f"give {shown(inside)}" if inside.is_file() else "give the model file in it"
-            raise usage(unsupported(where, f"is a folder; {hint}"))
         if not stat.S_ISREG(mode):
             raise usage(unsupported(where, "is not a regular file; copy its content to a file first"))
         with path.open("rb") as stream:
@@ -95,8 +92,7 @@ def _recognise(stream: BinaryIO, where: str) -> Kind:
     if head[0] == 0x80 and _LEGACY_MAGIC in head[:32]:
         return Kind.TORCH_LEGACY
     if (head[0] == 0x80 and head[1:2] <= b"\x05") or (size <= _SMALL_BYTES and _is_text_pickle(stream)):
-        what = "is a plain pickle, which can run any code when it is loaded"
-        raise unsafe(where, f"{what}; load it where you trust it and save only model.state_dict() with torch.save")
+        return Kind.PICKLE
     if is_onnx(stream, size):
         raise unsupported(where, f"is an ONNX model; {_CONVERT} from the model it was exported from")
     if not any(head) and _is_all_zero(stream):

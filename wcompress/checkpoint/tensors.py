@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn.parameter import is_lazy
 
@@ -27,6 +29,37 @@ _NAMES = (
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES if hasattr(torch, name)}
 
 MemoryKey = tuple[object, ...]
+
+NESTED = "is a nested tensor: save its parts, tensor.unbind(), as ordinary tensors"
+META = "is on the meta device and has no values: load the weights before saving"
+DEQUANTIZE = "is quantised ({}): save tensor.dequantize(), or the float model"
+LAZY = "has no values yet (lazy module): run a batch through the model, then save it"
+
+
+@dataclass(frozen=True, eq=False)
+class Unstorable:
+    """Stands for a tensor that no plain tensor can stand for.
+
+    Attributes:
+        obstacle: What it is and what to do; follows "tensor 'NAME'" in a message.
+    """
+
+    obstacle: str
+
+
+def sparse(layout: str) -> str:
+    """Returns the obstacle of a sparse tensor."""
+    return f"is sparse ({layout.removeprefix('torch.')}): save tensor.to_dense() instead"
+
+
+def as_ordinary(kind: str) -> str:
+    """Returns the obstacle of a tensor whose class keeps its values elsewhere."""
+    return f"is a {shown(kind)}: convert it to an ordinary torch.Tensor and save that"
+
+
+def not_copied(dtype: torch.dtype) -> str:
+    """Returns the obstacle of a tensor with a dtype that torch defines but does not work with."""
+    return f"has dtype {dtype_name(dtype)}, which torch cannot copy: convert it, for example to int8"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -84,39 +117,39 @@ def check_name(name: object, where: str) -> str:
     return name
 
 
-def check_tensor(name: str, tensor: torch.Tensor, where: str) -> None:
-    """Checks that a tensor is fully described by dtype, shape and bytes.
+def check_tensor(name: str, tensor: torch.Tensor | Unstorable, where: str) -> torch.Tensor:
+    """Returns a tensor that is fully described by dtype, shape and bytes.
 
     Raises:
         UnsupportedCheckpoint: It is not; the message says what it is and what to do.
     """
-    obstacle = _obstacle(tensor)
-    if obstacle is not None:
+    obstacle = tensor.obstacle if isinstance(tensor, Unstorable) else _obstacle(tensor)
+    if obstacle is not None or isinstance(tensor, Unstorable):
         raise unsupported(where, f"tensor '{shown(name)}' {obstacle}")
+    return tensor
 
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
     """Returns why a tensor cannot be stored and what to do, or None."""
     kind = type(tensor)
     if is_lazy(tensor):
-        return "has no values yet (lazy module): run a batch through the model, then save it"
+        return LAZY
     if tensor.is_nested:
-        return "is a nested tensor: save its parts, tensor.unbind(), as ordinary tensors"
+        return NESTED
     if tensor.layout is not torch.strided:
-        layout = str(tensor.layout).removeprefix("torch.")
-        return f"is sparse ({layout}): save tensor.to_dense() instead"
+        return sparse(str(tensor.layout))
     if tensor.ndim > 64:
         return f"has {tensor.ndim} dimensions: save it with at most 64"
     if tensor.is_quantized:
-        return f"is quantised ({dtype_name(tensor.dtype)}): save tensor.dequantize(), or the float model"
+        return DEQUANTIZE.format(dtype_name(tensor.dtype))
     # A subclass with its own dispatch (DTensor, fake and packed tensors) keeps its data elsewhere, so its
     # bytes are not the tensor. Subclasses without one, such as Parameter, are ordinary tensors.
     if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return f"is a {shown(kind.__name__)}: convert it to an ordinary torch.Tensor and save that"
+        return as_ordinary(kind.__name__)
     if tensor.is_meta:
-        return "is on the meta device and has no values: load the weights before saving"
+        return META
     if _DTYPES.get(dtype_name(tensor.dtype)) is not tensor.dtype:
-        return f"has dtype {dtype_name(tensor.dtype)}, which torch cannot copy: convert it, for example to int8"
+        return not_copied(tensor.dtype)
     return None
 
 
@@ -135,7 +168,7 @@ def plain(name: str, tensor: torch.Tensor, where: str) -> torch.Tensor:
         UnsupportedCheckpoint: It has no plain form; the message names it.
         CheckpointError: There is no memory for a copy.
     """
-    check_tensor(name, tensor, where)
+    tensor = check_tensor(name, tensor, where)
     try:
         with without_known_warnings():
             values = tensor.detach()

@@ -9,14 +9,12 @@ import importlib
 import io
 import json
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from wcompress import __version__
+from wcompress import __version__, interrupts
 from wcompress.cli.failures import INTERNAL_ERROR, failure_of
 
 _COMMANDS = {
@@ -88,7 +86,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # What is imported stays, and there is much of it: to look through it for garbage took a tenth of a short command.
     gc.set_threshold(_ALLOCATIONS_BEFORE_GARBAGE)
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # its descriptor is closed
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the life of the process
@@ -106,13 +104,16 @@ def run(arguments: list[str]) -> int:
 
     Returns:
         The exit code: 0 done, 1 a check failed, 2 usage, 3 unsafe or unsupported input, 4 corrupt archive,
-        130 interrupted. Of several inputs the highest.
+        130 interrupted, 143 terminated. Of several inputs the highest.
     """
     verbose, as_json = (any(name in arguments for name in names) for names in (("-v", "--verbose"), ("--json",)))
     try:
-        with cli.make_context("wcompress", list(arguments)) as context:
-            cli.invoke(context)
-        sys.stdout.flush()
+        try:
+            with cli.make_context("wcompress", list(arguments)) as context:
+                cli.invoke(context)
+            sys.stdout.flush()
+        finally:
+            interrupts.check()  # whatever an interruption became on its way
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -123,6 +124,7 @@ def run(arguments: list[str]) -> int:
         _discard_stdout()
         return 1
     except (Exception, KeyboardInterrupt) as error:
+        interrupts.finish()
         failure = failure_of(error)
         if failure.code == INTERNAL_ERROR and verbose:
             raise
@@ -135,14 +137,11 @@ def run(arguments: list[str]) -> int:
             if as_json:
                 click.echo(json.dumps(failure.to_json()))
         return failure.code
+    finally:
+        interrupts.finish()
     return 0
 
 
 def _discard_stdout() -> None:
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    # An exit, so that temporary files are removed on the way out.
-    sys.exit(128 + number)

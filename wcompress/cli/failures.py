@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import click
 
+from wcompress import interrupts
 from wcompress.errors import WCompressError
 
-INTERRUPTED = 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 _OUT_OF_MEMORY = "out of memory; close other programs or use a machine with more memory"
 
@@ -50,7 +50,7 @@ def failure_of(error: BaseException) -> Failure:
         case WCompressError():
             return Failure(str(error), error.exit_code, error.__cause__)
         case KeyboardInterrupt() | click.Abort():
-            return Failure("interrupted; no output was left half written", INTERRUPTED)
+            return Failure(interrupts.message(), interrupts.exit_code())
         case OSError():
             return Failure(f"{error.filename or 'output'}: {error.strerror or error}", 2)
     if (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wcompress import interrupts
 from wcompress.cli.common import Output
 from wcompress.cli.failures import INTERNAL_ERROR, Failure, failure_of
 from wcompress.errors import OptionError
@@ -77,6 +78,7 @@ def _answer_or_failure(out: Output, path: Path, work: Callable[[Path], Answer]) 
     except (BrokenPipeError, click.exceptions.Exit):
         raise
     except Exception as error:
+        interrupts.check()  # which the error may have been
         failure = failure_of(error)
         if failure.code == INTERNAL_ERROR and out.verbose:
             raise

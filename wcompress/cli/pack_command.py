@@ -24,6 +24,7 @@ from wcompress.cli.inputs import Answer, answer_each, outputs_of
 from wcompress.cli.standard_output import STANDARD_OUTPUT, check_standard_output, to_standard_output
 from wcompress.cli.verdict import verdict
 from wcompress.errors import OptionError
+from wcompress.files import archive_path
 
 if TYPE_CHECKING:
     from wcompress.codec.options import PackOptions
@@ -87,6 +88,7 @@ _EPILOG = """Examples:
 @click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters per block.")
 @click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in the latent of a block.")
 @click.option("--hidden", default="512", show_default=True, help="Sizes of the VAE's hidden layers, for method paper.")
+@click.option("--strict", is_flag=True, help="Refuse a pickle that torch.load(weights_only=True) refuses.")
 @click.option("--dry-run", is_flag=True, help="Do all the work and report the result, but write nothing.")
 @model_options
 @data_dir_option
@@ -107,6 +109,7 @@ def command(
     latent_dim: int,
     hidden: str,
     dry_run: bool,
+    strict: bool,
     key: str | None,
     effort: int,
     seed: int,
@@ -114,7 +117,8 @@ def command(
     threads: int | None,
     data_dir: Path | None,
 ) -> None:
-    """Make an archive of MODEL: a .pt, .pth or Lightning .ckpt file, a .safetensors file, or its sharded index.
+    """Make an archive of MODEL: a .pt, .pth or Lightning .ckpt file, a .safetensors file, its sharded index, or a
+    folder with one of them.
 
     By default the archive is lossy; --method lossless keeps every bit. MODEL itself is never changed, and no code that
     it may carry is run. At most one target can be set.
@@ -141,12 +145,13 @@ def command(
         dry_run=dry_run,
         force=out.force,
         key=key,
+        strict=strict,
     )
     if output == STANDARD_OUTPUT:
         check_standard_output(out, models)
         if resume:
             raise OptionError("--resume with -o -: an interrupted refinement is kept beside the archive; name a file")
-    outputs = outputs_of(models, output, lambda model: Path(f"{model}.wcz"))
+    outputs = outputs_of(models, output, lambda model: Path(archive_path(model)))
 
     def work(model: Path) -> Answer:
         if outputs[model] != STANDARD_OUTPUT:
@@ -174,7 +179,7 @@ def _pack(
         try:
             return pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
         except KeyboardInterrupt:
-            kept = Path(f"{output or f'{model}.wcz'}.refine")
+            kept = Path(f"{output or archive_path(model)}.refine")
             if resumable and options.refines and not options.dry_run and kept.is_file():
                 out.message(f"{kept} holds the work done so far: repeat the command with --resume to continue")
             raise
@@ -183,8 +188,11 @@ def _pack(
 def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = True) -> Answer:
     for warning in result.warnings:
         out.message(f"warning: {warning}")
-    if result.left_out:
-        out.message(f"not part of the model, left out: {', '.join(result.left_out)}")
+    others = [name for name in result.left_out if name not in result.left_out_tensors]
+    if result.left_out_tensors:
+        out.message(f"left out, with tensors that are not the model's: {', '.join(result.left_out_tensors)}")
+    if others:
+        out.message(f"not part of the model, left out: {', '.join(others)}")
     rows = [
         ("parameters", f"{result.n_params:,} in {result.n_tensors} tensors"),
         ("original", n_bytes(result.original_bytes)),

@@ -41,6 +41,7 @@ class Encoded:
         n_latents: numbers in all latents.
         history: of the paper's VAE.
         method: whose sections these are.
+        refined: the values were trained, and need not be near the model's.
         floors: that hold for every tensor and row; None where there are none.
     """
 
@@ -50,6 +51,7 @@ class Encoded:
     n_latents: int = 0
     history: TrainingHistory | None = field(default=None, repr=False)
     method: str = "vae"
+    refined: bool = False
     floors: Floors | None = None
 
     def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None, worst: Worst | None = None) -> Manifest:
@@ -68,6 +70,7 @@ class Encoded:
             n_latents=self.n_latents,
             sqnr_db=sqnr_db,
             metadata=dict(checkpoint.metadata),
+            refined=self.refined,
             worst=worst,
         )
 

@@ -97,7 +97,7 @@ def encode_given(
     fine_bytes = encode_fine(fine, GIVEN_FINE_SQNR_DB)
     raw = encode_raw(plan.raw.values())
     padding = -sum(a.size for a in arrays) % block_size
-    return Encoded(entries, {**payloads, "fine": fine_bytes, "raw": raw}, padding, n_latents)
+    return Encoded(entries, {**payloads, "fine": fine_bytes, "raw": raw}, padding, n_latents, refined=True)
 
 
 def archive_bytes(checkpoint: Checkpoint, encoded: Encoded) -> int:

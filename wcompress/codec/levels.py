@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.compiled import compiled
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import farthest
@@ -166,7 +166,7 @@ class Levels:
         return replace(self, shifts=tuple(zip(values[::2], values[1::2], strict=True)))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _unit(
     i: int,
     which: npt.NDArray[np.uint8],
@@ -185,7 +185,7 @@ def _unit(
     return unit
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _restore(
     which: npt.NDArray[np.uint8],
     index: Ints,
@@ -203,7 +203,7 @@ def _restore(
         out[i] = (_unit(i, which, index, offset, zero, table, ratios, shifts) * unit) * own
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _squared_error(
     which: npt.NDArray[np.uint8],
     index: Ints,

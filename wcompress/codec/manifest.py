@@ -71,6 +71,7 @@ class Manifest:
         n_latents: numbers in all latents, 0 where the method has none.
         sqnr_db: as measured when packing, None where it has no meaning.
         metadata: the safetensors metadata of the source.
+        refined: the values were trained while they were quantised, and need not be near the source's.
         worst: the poorest of what is coded with loss, as measured when packing; None where there is none, or where
             it was not the weights that were to be kept.
     """
@@ -82,6 +83,7 @@ class Manifest:
     n_latents: int = 0
     sqnr_db: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    refined: bool = False
     worst: Worst | None = None
 
     def of_kind(self, kind: str) -> tuple[TensorEntry, ...]:
@@ -111,6 +113,8 @@ class Manifest:
             document["worst"] = self._worst_row()
         if self.metadata:
             document["metadata"] = self.metadata
+        if self.refined:
+            document["refined"] = True
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         return packer.compress(text) + packer.flush()
@@ -170,6 +174,7 @@ class Manifest:
             n_latents=_expect(document.get("latents", 0), int),
             sqnr_db=None if sqnr_db is None else float(sqnr_db),
             metadata={_expect(key, str): _expect(value, str) for key, value in metadata.items()},
+            refined=_expect(document.get("refined", False), bool),
             worst=_worst(document.get("worst"), entries),
         )
 

@@ -35,7 +35,8 @@ class PackOptions:
         threads: CPU threads; None for `wcompress.device.default_threads`.
         dry_run: do everything, write nothing.
         force: an existing output may be replaced.
-        key: entry of the checkpoint that holds the model.
+        key: entry of the checkpoint that holds the model, or a path to it with dots.
+        strict: refuse a pickle that holds anything but what `torch.load(weights_only=True)` takes.
         floors: hold every tensor and row to a least quality, see docs/quality.md; off where a task's score says what
             may go.
     """
@@ -57,6 +58,7 @@ class PackOptions:
     dry_run: bool = False
     force: bool = False
     key: str | None = None
+    strict: bool = False
     floors: bool = True
 
     def __post_init__(self) -> None:

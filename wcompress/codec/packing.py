@@ -25,7 +25,7 @@ from wcompress.codec.results import PackResult
 from wcompress.device import default_threads, resolve_device, torch_threads
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import ErrorFigures, Worst, compare
-from wcompress.files import atomic_output, check_output
+from wcompress.files import archive_path, atomic_output, check_output
 from wcompress.progress import part
 
 POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
@@ -76,11 +76,11 @@ def pack_and_restore(
     if output is None:
         if source_path is None:
             raise OptionError("pack: a dict of tensors has no file name; pass `output`")
-        output = f"{source_path}.wcz"
+        output = archive_path(source_path)
     device = resolve_device(options.device)
     if not options.dry_run:
         check_output(output, force=options.force, source=source_path)
-    checkpoint = read_checkpoint(source, key=options.key)
+    checkpoint = read_checkpoint(source, key=options.key, strict=options.strict)
     if not options.dry_run:
         for shard in checkpoint.shards:
             check_output(output, force=options.force, source=shard)
@@ -109,12 +109,13 @@ def pack_and_restore(
         sha256=encoded.digest.hex(),
         seconds={"total": time.perf_counter() - start, **encoded.seconds},
         left_out=checkpoint.left_out,
+        left_out_tensors=checkpoint.left_out_tensors,
         max_abs_error=encoded.figures.max_abs_error,
         dry_run=options.dry_run,
         history=encoded.history,
         worst=encoded.manifest.worst,
         floors=encoded.floors,
-        warnings=_warnings(encoded.manifest.worst),
+        warnings=(*checkpoint.notes, *_warnings(encoded.manifest.worst)),
     )
     return result, encoded.restored
 

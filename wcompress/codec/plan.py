@@ -228,7 +228,7 @@ def _far_in_rows(rows: npt.NDArray[np.floating]) -> Positions:
     return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
 
 
-def _usual(sizes: npt.NDArray[np.floating]) -> float:
-    # Where nearly all is zero, the rest is what there is.
-    nonzero = sizes[sizes > 0]
-    return float(np.median(nonzero)) / _MEDIAN_OF_NORMAL if len(nonzero) else math.inf
+def _usual(sizes: npt.NDArray[np.floating]) -> np.float64:
+    # Where nearly all is zero, the rest is what there is. In float64, which has room for a multiple of any float32.
+    nonzero = sizes[sizes > 0].astype(np.float64)
+    return np.float64(np.median(nonzero) / _MEDIAN_OF_NORMAL if len(nonzero) else math.inf)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from wcompress.archive import ArchiveReader
-from wcompress.checkpoint import Checkpoint, read_checkpoint
+from wcompress.checkpoint import Checkpoint, read_checkpoint, state_metadata
 from wcompress.codec.elements import entry_dtype, tensor_bytes
 from wcompress.codec.manifest import Manifest, TensorEntry
 from wcompress.codec.paper import root_mean_square
@@ -98,6 +98,11 @@ class Archive:
         moved = {name: tensor.to(device) for name, tensor in restored.items()}
         return {name: moved[owner.name] for name, owner in owners.items()}
 
+    def versions(self) -> state_metadata.Versions | None:
+        """What the source's `state_dict()._metadata` said of each module; None where it had none."""
+        text = self.manifest.metadata.get(state_metadata.KEY)
+        return None if text is None else state_metadata.from_text(text, self._entries)
+
     def check(self) -> None:
         """Compare every section's checksum.
 
@@ -154,16 +159,17 @@ class Archive:
         """Names of coded and fine tensors that cannot have been packed from `original`.
 
         Method `paper` keeps each tensor's root mean square. For all methods, no tensor is restored much worse than
-        zeros would be, and a fine one far better.
+        zeros would be, and a fine one far better. Of refined values nothing of the kind is known.
         """
         foreign: list[str] = []
+        if self.manifest.refined:
+            return foreign
         scales = iter(np.frombuffer(self._reader.section("scales"), "<f8"))
         for entry in self.manifest.tensors:
             if entry.kind not in ("coded", "fine"):
                 continue
             w = original[entry.name].double()
-            allowed = 0.2 if entry.kind == "fine" else 1.5
-            same = float((w - restored[entry.name].double()).norm()) <= allowed * float(w.norm())
+            same = _is_near(w, restored[entry.name].double(), 0.2 if entry.kind == "fine" else 1.5)
             if self.manifest.method == "paper":
                 scale = float(next(scales))
                 same = same and is_finite(w) and abs(root_mean_square(w.numpy()) - scale) <= 1e-9 * scale
@@ -199,14 +205,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
         device: where the tensors are to be.
 
     Returns:
-        Name → tensor, in the source's order, tied names sharing one tensor.
+        Name → tensor, in the source's order, tied names sharing one tensor. It has the source's `_metadata`, which
+        `load_state_dict` reads, where there was one.
 
     Raises:
         ArchiveError: the archive is damaged, or what it restores to is not what was packed.
     """
     with Archive(path) as archive:
         archive.check()
-        return archive.load(device=device)
+        return state_metadata.attached(archive.load(device=device), archive.versions())
 
 
 def inspect(path: str | os.PathLike[str]) -> InspectResult:
@@ -271,6 +278,15 @@ def verify(
         return VerifyResult(
             sha256, figures.sqnr_db, figures.max_abs_error, figures.lossless, tuple(errors), figures.tensors
         )
+
+
+def _is_near(w: torch.Tensor, restored: torch.Tensor, allowed: float) -> bool:
+    """Whether the error is at most so many times the size of `w`, and NaNs and infinities are where they were."""
+    finite = w.isfinite()
+    odd, other = w[~finite], restored[~finite]
+    if not bool(((odd == other) | (odd.isnan() & other.isnan())).all()):
+        return False
+    return float((w - restored)[finite].norm()) <= allowed * float(w[finite].norm())
 
 
 def _db(value: float | None) -> str:

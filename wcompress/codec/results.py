@@ -116,6 +116,7 @@ class PackResult(ArchiveSummary):
         seconds: wall time by part, `total` among them.
         task: scores, when a task was given.
         left_out: what the source held that is no part of the archive.
+        left_out_tensors: those of `left_out` that hold tensors.
         max_abs_error: the largest difference of any finite float parameter.
         dry_run: nothing was written.
         history: of the VAE's training, None where none was trained.
@@ -126,6 +127,7 @@ class PackResult(ArchiveSummary):
     seconds: dict[str, float] = field(default_factory=dict)
     task: TaskScore | None = None
     left_out: tuple[str, ...] = ()
+    left_out_tensors: tuple[str, ...] = ()
     max_abs_error: float | None = None
     dry_run: bool = False
     history: TrainingHistory | None = None
@@ -140,6 +142,7 @@ class PackResult(ArchiveSummary):
             "seconds": self.seconds,
             "task": self.task.to_json() if self.task else None,
             "left_out": list(self.left_out),
+            "left_out_tensors": list(self.left_out_tensors),
             "dry_run": self.dry_run,
             "floors": None if self.floors is None else asdict(self.floors),
             "warnings": list(self.warnings),

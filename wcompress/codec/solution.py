@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +11,7 @@ from wcompress.codec.class_model import ClassModel
 from wcompress.codec.context_model import ContextModel
 from wcompress.codec.levels import LEVEL_UNITS, N_RATIOS, Levels
 from wcompress.codec.own_scales import OwnScales
+from wcompress.compiled import compiled
 from wcompress.entropy.bits import BitWriter
 from wcompress.fidelity import farthest
 from wcompress.quantize.trellis import Trellis
@@ -194,7 +194,7 @@ def with_energy(levels: Levels, moments: Moments) -> Levels:
     return best
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _sum_moments(x: Singles, symbols: Ints, which: npt.NDArray[np.uint8], spacing: int, sums: Doubles) -> None:
     for i in range(len(x)):
         k = symbols[i]

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.compiled import compiled
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.entropy.coder import Decoder, Encoder
 from wcompress.entropy.tables import FrequencyTable, fit_table
@@ -155,14 +155,14 @@ def symbol_bits(counts: npt.NDArray[np.float64], tables: ClassTables) -> float:
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _largest(symbols: Ints, first: int, last: int, classes: Ints, class_shift: int, largest: Ints) -> None:
     for i in range(first, last):
         cls = classes[i >> class_shift]
         largest[cls] = max(largest[cls], abs(symbols[i]))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _count(
     symbols: Ints,
     which: npt.NDArray[np.uint8],

@@ -9,13 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from wcompress.checkpoint import write_checkpoint
+from wcompress.checkpoint import state_metadata, write_checkpoint
 from wcompress.codec.reading import Archive
 from wcompress.errors import OptionError
 from wcompress.files import atomic_output, check_output
 
 Format = Literal["safetensors", "pt"]
-_PT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin"}
+_PT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".pickle")
+# What a model's file name may end with: model.pt, model.pth.tar, model.safetensors.index.json.
+_MODEL_SUFFIXES = re.compile(
+    r"(?<=.)(\.(pth?|ckpt|bin|th|pkl|pickle|safetensors))?(\.tar|\.index\.json)?$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,13 @@ class UnpackResult:
 
 
 def default_output(archive: str | os.PathLike[str], format: Format) -> Path:
-    """`model.pt.wcz` → `model.safetensors` or `model.pt`, beside the archive."""
+    """`model.pt.wcz` → `model.safetensors` or `model.pt`, beside the archive.
+
+    Also `x.pth.tar.wcz` → `x.pt`, `Y.PT.wcz` → `Y.pt`, `model.safetensors.index.json.wcz` → `model.safetensors`.
+    """
     path = Path(archive)
-    stem = path.name.removesuffix(".wcz")
-    known = (*_PT_SUFFIXES, ".safetensors")
-    stem = next((stem.removesuffix(s) for s in known if stem.endswith(s) and stem != s), stem)
-    return path.with_name(f"{stem}.{format}")
+    stem = re.sub(r"(?<=.)\.wcz$", "", path.name, flags=re.IGNORECASE)
+    return path.with_name(f"{_MODEL_SUFFIXES.sub('', stem, count=1)}.{format}")
 
 
 def unpack(
@@ -79,16 +84,19 @@ def unpack(
     """
     start = time.perf_counter()
     if format is None:
-        format = "pt" if output is not None and Path(output).suffix in _PT_SUFFIXES else "safetensors"
+        is_pt = output is not None and os.fspath(output).lower().endswith(_PT_SUFFIXES)
+        format = "pt" if is_pt else "safetensors"
     with Archive(archive) as opened:
         if output is None:
             output = default_output(archive, format)
         check_output(output, force=force, source=archive)
         summary = opened.inspect()
         tensors = opened.load(None if only is None else _matching(opened.keys(), only))
-        metadata = opened.manifest.metadata
+        metadata = dict(opened.manifest.metadata)
+        versions = opened.versions()
+        metadata.pop(state_metadata.KEY, None)
     with atomic_output(output, force=force, source=archive) as temporary:
-        write_checkpoint(temporary, tensors, format=format, metadata=metadata or None)
+        write_checkpoint(temporary, tensors, format=format, metadata=metadata or None, versions=versions)
         n_bytes = temporary.stat().st_size
     return UnpackResult(
         archive=os.fspath(archive),

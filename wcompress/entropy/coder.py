@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import constriction
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.compiled import compiled
 from wcompress.entropy.tables import SLOT_BITS, FrequencyTable
 from wcompress.errors import ArchiveError
 
@@ -114,7 +114,7 @@ def _refill(words: Words, at: npt.NDArray[np.uint64]) -> None:
         at[0] = at[0] << np.uint64(32) | np.uint64(words[int(at[1])])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _take(
     words: Words,
     at: npt.NDArray[np.uint64],
@@ -139,7 +139,7 @@ def _take(
     at[0], at[1] = state, np.uint64(left)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _take_uniform(words: Words, at: npt.NDArray[np.uint64], size: int, out: Ints) -> None:
     # The last number has what the division leaves over.
     state, left = at[0], np.int64(at[1])

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.compiled import compiled
 from wcompress.entropy.binary import POSITION, code_bit, code_bits, code_exp_golomb, finish, start
 from wcompress.entropy.workspace import (
     N_BINS,
@@ -62,7 +62,7 @@ RATES = np.array([655360 // (10 * n + 16) for n in range(_LIMITS[1] + 1)], np.in
 """65536 / (n + 1.6): how far a probability moves after n symbols."""
 
 
-@numba.njit(cache=True)
+@compiled()
 def _log2(x: int, log: Ints) -> int:
     # 16 · log2(x) for x ≥ 1, rounded down
     bits = 0
@@ -88,18 +88,18 @@ def _log2(x: int, log: Ints) -> int:
     return int(16 * bits + log[mantissa])
 
 
-@numba.njit(cache=True)
+@compiled()
 def _mean_log(total: int, count: int, log: Ints) -> int:
     # 16 · log2(total / count + 0.08), both with 12 bits after the point
     return _log2(total + ((328 * count) >> 12) + 1, log) - _log2(count, log)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _sign(x: int) -> int:
     return 1 if x > 0 else (-1 if x < 0 else 0)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _learn(p: Ints, counts: Counts, index: int, bit: bool, rates: Ints, limit: int | np.int64) -> None:
     count = counts[index]
     target = (1 << PROBABILITY_BITS) - 1 if bit else 0
@@ -108,7 +108,7 @@ def _learn(p: Ints, counts: Counts, index: int, bit: bool, rates: Ints, limit: i
         counts[index] = count + 1
 
 
-@numba.njit(cache=True)
+@compiled()
 def _first_guess(p: Ints, counts: Counts, ratio: int, at: int, shape: int, squash: Ints) -> int:
     # Of a probability never used: what a scale nearby has learnt, or the same scale unexpected, or a logistic function.
     row = ratio * N_SCALES
@@ -122,7 +122,7 @@ def _first_guess(p: Ints, counts: Counts, ratio: int, at: int, shape: int, squas
     return int(squash[min(max(2047 + 11 * shape, 0), 4094)] << 6)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def run_unit(
     first: int,
     last: int,

@@ -10,10 +10,10 @@ import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.compiled import compiled
 from wcompress.quantize.trellis import Trellis, units_in_threads
 
 Ints = npt.NDArray[np.int32]
@@ -69,7 +69,7 @@ def _register(machine: Trellis) -> _Register:
     return _Register(half & 1, odd.astype(np.int32))
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@compiled(fastmath=True)
 def _step(
     low: Singles,
     high: Singles,
@@ -97,14 +97,14 @@ def _step(
         odd_cost[i] = min(from_low, from_high)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@compiled(fastmath=True)
 def _in_order(even: Singles, odd: Singles, lowest: np.float32, out: Singles) -> None:
     for i in range(len(even)):
         out[2 * i] = even[i] - lowest
         out[2 * i + 1] = odd[i] - lowest
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@compiled(fastmath=True)
 def _lowest(even: Singles, odd: Singles) -> np.float32:
     lowest: np.float32 = even[0]
     for i in range(len(even)):
@@ -112,7 +112,7 @@ def _lowest(even: Singles, odd: Singles) -> np.float32:
     return lowest
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _search_unit(
     x: Singles,
     classes: Ints,
@@ -186,7 +186,7 @@ def _search_unit(
         at = before + half * upper
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@compiled(fastmath=True)
 def _search_scalar(x: Singles, classes: Ints, class_shift: int, first: int, thresholds: Singles, symbols: Ints) -> None:
     # A magnitude's symbol is how many thresholds it is beyond: one instruction compares many weights of one class.
     start, n = 0, len(x)

@@ -22,6 +22,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.compiled import compiled
 from wcompress.errors import ArchiveError
 from wcompress.threads import in_threads
 
@@ -78,7 +79,7 @@ def coded(n_states: int, h0: int, h1: int) -> Trellis:
     return Trellis(n_states, np.stack([base, base ^ (h1 >> 1)], axis=1).astype(np.int32))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _group(
     symbols: Ints,
     slots: Ints,
@@ -102,7 +103,7 @@ def _group(
         state = next_state[state, symbols[i] & 1]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _interleave(
     pool: Ints,
     at: npt.NDArray[np.int64],
@@ -124,7 +125,7 @@ def _interleave(
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _quantisers(
     symbols: Ints, unit_starts: npt.NDArray[np.int64], next_state: Ints, out: npt.NDArray[np.uint8]
 ) -> None:

@@ -110,7 +110,7 @@ class Refiner:
         self._loose_optimizer = (
             torch.optim.Adam(self.weights.loose.values(), lr=_LOOSE_LR) if self.weights.loose else None
         )
-        sizes = torch.tensor(self.weights.sizes, device=self._device)
+        sizes = torch.tensor(self.weights.sizes, dtype=torch.int64, device=self._device)
         self._owner = torch.repeat_interleave(torch.arange(len(sizes), device=self._device), sizes)
         self._slopes: tuple[Tensor, Tensor, Tensor] | None = None
         self.distance_ema = math.nan

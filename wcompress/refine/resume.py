@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
-import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wcompress.errors import OptionError, OutputError
+from wcompress.checkpoint.write import save_torch
+from wcompress.errors import OptionError
+from wcompress.files import atomic_output
 
 
 def state_path(output: str | os.PathLike[str]) -> Path:
@@ -30,15 +30,8 @@ def save_state(path: Path, key: str, state: dict[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
-    try:
-        torch.save({"key": key, "state": state}, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"{path}: cannot be written ({error}); free space or choose another output") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with atomic_output(path, force=True) as temporary:
+        save_torch(temporary, {"key": key, "state": state})
 
 
 def load_state(path: Path, key: str) -> dict[str, Any]:

@@ -163,6 +163,8 @@ def _report(
         names = ["model" if isinstance(model, Mapping) else Path(model).name for model in models]
         for name, checkpoint in zip(names, checkpoints, strict=True):
             _check_same_network(names[0], checkpoints[0].tensors, name, checkpoint.tensors)
+        if checkpoints[0].original_bytes == 0:
+            raise OptionError(f"{names[0]}: all of its tensors are empty, so there are no ratios to report")
         if isinstance(task, str):
             task = load_task(task, data_dir=data_dir)
         if others is not None:
