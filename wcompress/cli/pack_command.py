@@ -192,7 +192,7 @@ def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = 
     if result.left_out_tensors:
         out.message(f"left out, with tensors that are not the model's: {', '.join(result.left_out_tensors)}")
     if others:
-        out.message(f"not part of the model, left out: {', '.join(others)}")
+        out.message(f"left out (no tensors in it): {', '.join(others)}")
     rows = [
         ("parameters", f"{result.n_params:,} in {result.n_tensors} tensors"),
         ("original", n_bytes(result.original_bytes)),
