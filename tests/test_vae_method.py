@@ -22,9 +22,10 @@ from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.own_scales_rule import multiplier, own_scales
 from wcompress.codec.scales import ScaleModel
 from wcompress.codec.solution import EncoderConfig, Solution
+from wcompress.codec.step_search import Target
 from wcompress.codec.symbols import ClassTables, count_symbols, decode_symbols, encode_symbols, fit_tables
 from wcompress.codec.vae_method import VaeReader
-from wcompress.codec.vae_search import Target, VaeSearch
+from wcompress.codec.vae_search import VaeSearch
 from wcompress.codec.weights import LAYOUTS, Sequencing, choose_layout
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError, OptionError, TargetUnreachable

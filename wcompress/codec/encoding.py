@@ -17,7 +17,8 @@ from wcompress.codec.own_scales_rule import default_sqnr_db, multiplier, own_sca
 from wcompress.codec.plan import Plan, plan_tensors
 from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import Solution
-from wcompress.codec.vae_search import SQNR_MULTIPLIER, Target, VaeSearch
+from wcompress.codec.step_search import Target
+from wcompress.codec.vae_search import SQNR_MULTIPLIER, VaeSearch
 from wcompress.errors import OptionError
 from wcompress.fidelity import Worst
 from wcompress.progress import Progress as Progress
@@ -82,14 +83,14 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
         TargetUnreachable: no archive meets the target.
     """
     plan = plan_tensors(checkpoint, options.method, exact_bits=_exact_bits(checkpoint, options))
-    kept = {"raw": encode_raw(plan.raw.values()), "exceptions": encode_exceptions(plan.exception_rows())}
+    raw = encode_raw(plan.raw.values())
     if options.method == "paper":
         encoded = _paper(plan, options, device, progress)
     elif options.method == "lossless":
         encoded = Encoded(plan.entries, {"symbols": encode_lossless(plan.coded) if plan.coded else b""})
     else:
-        encoded = _vae(checkpoint, plan, options, device, progress, [len(data) for data in kept.values()])
-    return replace(encoded, payloads={**encoded.payloads, **kept}, method=options.method)
+        encoded = _vae(checkpoint, plan, options, device, progress, len(raw))
+    return replace(encoded, payloads={**encoded.payloads, "raw": raw}, method=options.method)
 
 
 def _exact_bits(checkpoint: Checkpoint, options: PackOptions) -> float:
@@ -128,7 +129,7 @@ def _vae(
     options: PackOptions,
     device: str,
     progress: Progress | None,
-    kept_bytes: list[int],
+    raw_bytes: int,
 ) -> Encoded:
     sub_size = options.block_size // options.latent_dim
     if sub_size * options.latent_dim != options.block_size or sub_size & (sub_size - 1):
@@ -144,7 +145,7 @@ def _vae(
         last = plan.entries[-1].name
         worst = Worst(last, -100.1, -100.2, last)
         manifest = about.manifest(checkpoint, *((-100.123, worst) if math.isfinite(sqnr_db) else ()))
-        return [len(manifest.to_bytes()), *kept_bytes]
+        return [len(manifest.to_bytes()), raw_bytes, len(encode_exceptions(plan.exception_rows(search.model.aside)))]
 
     target = Target(sqnr_db=default_sqnr_db(checkpoint.tensors) if options.sqnr is None else options.sqnr)
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
@@ -178,7 +179,9 @@ def _vae(
     solution = _promised(search, target, options)
     n_latents = solution.model.scales.latents.size
     floors = Floors.at(search.sqnr_db(solution)) if options.floors and coded else None
-    return Encoded(plan.entries, search.sections(solution), padding, n_latents, floors=floors)
+    exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
+    payloads = {**search.sections(solution), "exceptions": exceptions}
+    return Encoded(plan.entries, payloads, padding, n_latents, floors=floors)
 
 
 def _promised(search: VaeSearch, target: Target, options: PackOptions) -> Solution:

@@ -58,9 +58,23 @@ class Plan:
         finite = [v[v.isfinite()] for v in (computable(value).double() for value in values)]
         return float(sum(float(v.square().sum()) for v in finite))
 
-    def exception_rows(self) -> list[tuple[int, Positions, torch.Tensor]]:
-        """As `wcompress.codec.exceptions.encode_exceptions` takes them."""
-        return [(index, *found) for index, found in sorted(self.exceptions.items())]
+    def exception_rows(self, aside: Mapping[str, Positions]) -> list[tuple[int, Positions, torch.Tensor]]:
+        """As `wcompress.codec.exceptions.encode_exceptions` takes them.
+
+        Args:
+            aside: further positions by name of a coded tensor.
+        """
+        rows = dict(self.exceptions)
+        for index, entry in enumerate(self.entries):
+            if entry.name in aside:
+                places = aside[entry.name]
+                values = self.coded[entry.name].reshape(-1)[torch.from_numpy(places)]
+                if index in rows:
+                    order = np.argsort(np.concatenate([rows[index][0], places]), kind="stable")
+                    values = torch.cat([rows[index][1], values])[torch.from_numpy(order)]
+                    places = np.concatenate([rows[index][0], places])[order]
+                rows[index] = places, values
+        return [(index, *found) for index, found in sorted(rows.items())]
 
 
 def plan_tensors(

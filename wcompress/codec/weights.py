@@ -118,6 +118,14 @@ class Sequencing:
         inner = math.prod(shape[other] for other in order[order.index(axis) + 1 :])
         return np.arange(low, high) // inner % shape[axis]
 
+    def places(self, index: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the weights at these positions of tensor `index`, as it lies here, are in the tensor itself, int64."""
+        shape, order = self.shapes[index], permutation(self.layouts[index], len(self.shapes[index]))
+        if not shape:
+            return positions
+        along = np.unravel_index(positions, [shape[axis] for axis in order])
+        return np.ravel_multi_index([along[order.index(axis)] for axis in range(len(shape))], shape)
+
     def unflatten(self, index: int, weights: torch.Tensor) -> torch.Tensor:
         """The weights of tensor `index`, of any dtype → the tensor, contiguous."""
         shape, order = self.shapes[index], permutation(self.layouts[index], len(self.shapes[index]))

@@ -1,0 +1,127 @@
+"""The coded tensors of a model as one sequence, and what errors mean for them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wcompress.codec.elements import round_to_dtype
+from wcompress.codec.exceptions import Positions, without_exceptions
+from wcompress.codec.floors import Floors, Groups, Shortfalls, capped, shortfalls
+from wcompress.codec.own_scales import WHOLE, OwnScales
+from wcompress.codec.weights import Sequencing
+from wcompress.fidelity import compare, computable, energy
+
+Floats = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.floating]
+
+_MOST_EXACT = 1.0  # times the energy of the coded weights: at most 3 dB
+
+
+class ModelWeights:
+    """Weights, and how their errors count.
+
+    Args:
+        coded: tensors by name.
+        sequencing: how they lie in the sequence.
+        dtype: of the sequence.
+        counted_by: errors count divided by these scales; None or no scales for as they are.
+        exact_energy: Σw² of what is kept exactly beside the weights and counts in their SQNR.
+
+    Attributes:
+        weights: `[n_weights]`.
+        aside: flat positions by name of weights that were set aside, ascending.
+        exact_share: what the energy kept exactly is, as a part of the weights' own; bounded, so that what dwarfs all
+            else does not make it cheap.
+        signal: what errors are compared with.
+    """
+
+    def __init__(
+        self,
+        coded: Mapping[str, torch.Tensor],
+        sequencing: Sequencing,
+        dtype: type[np.floating],
+        counted_by: OwnScales | None,
+        exact_energy: float,
+    ) -> None:
+        self._coded = dict(coded)
+        self._sequencing = sequencing
+        self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], dtype)
+        self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
+        self.aside: dict[str, Positions] = {}
+        own = energy(self.as_counted(OwnScales.plain(len(coded)))[0])
+        self.exact_share = min(exact_energy / own, _MOST_EXACT) if own else 0.0
+        self.signal = own * (1 + self.exact_share)
+
+    @cached_property
+    def spans(self) -> list[slice]:
+        """Where each tensor lies."""
+        return [slice(int(a), int(b)) for a, b in itertools.pairwise(self._sequencing.starts)]
+
+    @cached_property
+    def _groups(self) -> list[Groups]:
+        return [Groups.of(self._sequencing, index) for index in range(len(self._sequencing.shapes))]
+
+    def as_counted(self, own_scales: OwnScales) -> tuple[Weights, Floats]:
+        """The weights, and what their steps are multiplied by, `[n_weights]` or `[1]`, as errors count."""
+        n_weights = self._sequencing.n_weights
+        multipliers = own_scales.multipliers(self._sequencing, 0, n_weights)
+        if self._counted_by is None:
+            return self.weights, multipliers
+        counted = self._counted_by.multipliers(self._sequencing, 0, n_weights)
+        return self.weights / counted, multipliers / counted
+
+    def capped(self, own_scales: OwnScales, sqnr_db: float) -> OwnScales:
+        """Scales under which the floors beside an SQNR are likely kept."""
+        energies = [g.sums(np.square(self.weights[s])) for g, s in zip(self._groups, self.spans, strict=True)]
+        counts = [1.0] * len(energies)
+        if self._counted_by is not None:
+            wholes = [float(e[WHOLE][0]) for e in energies]
+            counts = [(s.stop - s.start) / e if e > 0 else 0.0 for s, e in zip(self.spans, wholes, strict=True)]
+        shapes = self._sequencing.shapes
+        return capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, Floors.at(sqnr_db))
+
+    def lacking(self, restored: Floats, sqnr_db: float) -> list[Shortfalls]:
+        """What each tensor lacks of the floors beside an SQNR; empty where none lacks anything."""
+        floors = Floors.at(sqnr_db)
+        mean_square = energy(self.weights) / max(1, len(self.weights))
+        found = []
+        for groups, span in zip(self._groups, self.spans, strict=True):
+            weights = self.weights[span].astype(np.float64, copy=False)
+            signal = groups.sums(np.square(weights))
+            noise = groups.sums(np.square(weights - restored[span]))
+            whole = float(signal[WHOLE][0])
+            reference = mean_square if self._counted_by is None else whole / max(1, len(weights))
+            found.append(shortfalls(groups, signal, noise, floors, reference))
+        return found if any(found) else []
+
+    def restored_sqnr_db(self, values: Floats) -> float:
+        """SQNR of restored weights `[n_weights]` in the tensors' dtypes, as `wcompress.fidelity.compare` pools it; dB.
+
+        Where no tensor has two dimensions, the least of any.
+        """
+        restored: dict[str, torch.Tensor] = {}
+        for index, (name, tensor) in enumerate(self._coded.items()):
+            flat = round_to_dtype(values[self.spans[index]], tensor.dtype)
+            restored[name] = self._sequencing.unflatten(index, flat)
+        figures = compare(self._coded, restored)
+        found = [e.sqnr_db for e in figures.tensors.values() if e.sqnr_db is not None]
+        sqnr_db = figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
+        return sqnr_db + 10 * math.log10(1 + self.exact_share)
+
+    def set_aside(self, places: Positions) -> None:
+        """Put zeros in these places of the sequence, int64 `[k]`, ascending; what was there is kept beside the rest."""
+        self.weights[places] = 0
+        for index, (name, tensor) in enumerate(list(self._coded.items())):
+            span = self.spans[index]
+            inside = places[(places >= span.start) & (places < span.stop)] - span.start
+            if len(inside):
+                found = np.sort(self._sequencing.places(index, inside))
+                self.aside[name] = np.union1d(self.aside.get(name, found), found).astype(np.int64)
+                self._coded[name] = without_exceptions(tensor, self.aside[name])
