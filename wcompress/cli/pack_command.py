@@ -128,6 +128,8 @@ def command(
             if options.refines and not dry_run and kept.is_file():
                 out.message(f"{kept} has the work so far: run the same again with --resume to go on")
             raise
+    for warning in result.warnings:
+        out.message(f"warning: {warning}")
     if result.left_out:
         out.message(f"left out (no tensors of the model): {', '.join(result.left_out)}")
     if result.ratio < 1:

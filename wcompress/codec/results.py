@@ -112,6 +112,7 @@ class PackResult(ArchiveSummary):
         max_abs_error: the largest difference of any finite float parameter.
         dry_run: nothing was written.
         history: of the VAE's training, None where none was trained.
+        warnings: one line for each thing a user should know before relying on the archive.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -120,6 +121,7 @@ class PackResult(ArchiveSummary):
     max_abs_error: float | None = None
     dry_run: bool = False
     history: TrainingHistory | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that `pack --json` prints."""
@@ -130,6 +132,7 @@ class PackResult(ArchiveSummary):
             "task": self.task.to_json() if self.task else None,
             "left_out": list(self.left_out),
             "dry_run": self.dry_run,
+            "warnings": list(self.warnings),
         }
 
 
