@@ -14,7 +14,7 @@ PACKAGE = Path(wcompress.__file__).parent
 # A module may import from its own layer's row only itself, and anything from the rows above.
 LAYERS = [
     ["errors"],
-    ["wire", "files", "device", "fidelity", "threads"],
+    ["wire", "files", "device", "deadline", "fidelity", "threads"],
     ["checkpoint", "blocks", "quantize", "entropy", "archive", "tasks"],
     ["vae"],
     ["codec"],

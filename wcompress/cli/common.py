@@ -188,7 +188,11 @@ def compute_options() -> list[Callable[[Command], Command]]:
             show_default=True,
             help="To train on.",
         ),
-        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all; 1 of 2]"),
+        click.option(
+            "--threads",
+            type=click.IntRange(1, 1024),
+            help="CPU threads; archives do not depend on them.  [default: all]",
+        ),
     ]
 
 

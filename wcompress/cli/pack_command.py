@@ -63,6 +63,18 @@ _EPILOG = """Examples:
     " with --max-drop; on without a target aims at a drop of 0.5 points.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a refinement that was interrupted.")
+@click.option(
+    "--time-limit",
+    type=float,
+    metavar="SECONDS",
+    help="End refinement and searches with a task after so long, with what was found. The archive then depends on the"
+    " machine's speed; by default work is counted in steps, and it does not.",
+)
+@click.option(
+    "--fail-on-test-drop",
+    is_flag=True,
+    help="Exit with 1 when the drop on the test set is larger than allowed, such as in CI. The archive is kept.",
+)
 @click.option("--task", help="Score before and after: a built-in name, path/to/file.py or package.module:attribute.")
 @click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters in a block.")
 @click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in a block's latent.")
@@ -82,6 +94,8 @@ def command(
     max_drop: float | None,
     refine: str,
     resume: bool,
+    time_limit: float | None,
+    fail_on_test_drop: bool,
     task: str | None,
     block_size: int,
     latent_dim: int,
@@ -100,6 +114,8 @@ def command(
     """
     from wcompress.api import pack
     from wcompress.codec.options import PackOptions
+    from wcompress.codec.results import with_error
+    from wcompress.errors import OptionError
 
     options = PackOptions(
         method=method,
@@ -109,6 +125,7 @@ def command(
         max_drop=max_drop,
         refine=refine,
         resume=resume,
+        time_limit=time_limit,
         block_size=block_size,
         latent_dim=latent_dim,
         hidden=parse_sizes(hidden),
@@ -120,6 +137,8 @@ def command(
         force=out.force,
         key=key,
     )
+    if fail_on_test_drop and not options.allows_drop:
+        raise OptionError("fail-on-test-drop: no drop is allowed here; give --task and --max-drop")
     with out.progress(f"Packing {model.name}") as progress:
         try:
             result = pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
@@ -148,7 +167,24 @@ def command(
         ("time", f"{result.seconds['total']:.1f} s"),
     ]
     if result.task:
-        rows.append((f"{result.task.name} on {result.task.dataset}, before", f"{result.task.score_before:.2f} %"))
-        rows.append((f"{result.task.name} on {result.task.dataset}, after", f"{result.task.score_after:.2f} %"))
+        score, where = result.task, f"{result.task.name} on {result.task.dataset}"
+        mark = "%" if score.unit == "percent" else score.unit
+        rows.append((f"{where}, before", f"{score.score_before:.2f} {mark}"))
+        rows.append((f"{where}, after", f"{score.score_after:.2f} {mark}"))
+        if score.validation_drop is not None:
+            if score.allowed_drop is not None:
+                rows.append(("drop allowed", f"{score.allowed_drop:g} {score.drop_unit}"))
+            shown = with_error(score.validation_drop, score.validation_error)
+            rows.append((f"drop on validation{_examples(score.n_validation)}", f"{shown} {score.drop_unit}"))
+        shown = with_error(score.drop, score.drop_error)
+        rows.append((f"drop on test{_examples(score.n_test)}", f"{shown} {score.drop_unit}"))
+        if score.reason:
+            rows.append(("chosen", f"{score.chosen}: {score.reason}"))
     arrow = "would make" if dry_run else "→"
     out.result(result.to_json(), figures_table(f"{model.name} {arrow} {result.archive}", rows))
+    if fail_on_test_drop and result.task is not None and result.task.exceeds:
+        raise click.exceptions.Exit(1)
+
+
+def _examples(n: int | None) -> str:
+    return f", {n:,} examples" if n else ""

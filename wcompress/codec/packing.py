@@ -21,10 +21,11 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import PackResult
-from wcompress.device import default_threads, resolve_device, torch_threads
+from wcompress.device import one_torch_thread, resolve_device
 from wcompress.errors import OptionError
 from wcompress.fidelity import compare
 from wcompress.files import atomic_output, check_output
+from wcompress.threads import work_threads
 
 Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
 """Finds what to store; `encode` is one."""
@@ -76,7 +77,7 @@ def pack_and_restore(
     if not options.dry_run:
         for shard in checkpoint.shards:
             check_output(output, force=options.force, source=shard)
-    with torch_threads(options.threads or default_threads()):
+    with one_torch_thread(), work_threads(options.threads):
         encoded = _encode(checkpoint, options, device, progress, encoder)
     with contextlib.ExitStack() as stack:
         if options.dry_run:

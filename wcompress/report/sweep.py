@@ -10,16 +10,13 @@ from typing import TypeVar
 
 import torch
 
+from wcompress.api import pack
 from wcompress.checkpoint import Checkpoint, read_checkpoint
-from wcompress.codec.encoding import encode
 from wcompress.codec.options import PackOptions
-from wcompress.codec.packing import pack_and_restore
-from wcompress.codec.results import TaskScore
 from wcompress.device import torch_threads
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.evaluate import score
 from wcompress.files import output_folder
-from wcompress.refine.packing import RefineEncoder
 from wcompress.report import render
 from wcompress.report.baselines import BASELINES, measure_baselines
 from wcompress.report.extras import require_report_extra
@@ -28,7 +25,7 @@ from wcompress.report.peers import read_peers
 from wcompress.report.pipeline import StageProgress, within
 from wcompress.report.sweep_page import sweep_page
 from wcompress.report.sweep_results import MeanReport, Report, SweepPoint, mean_report
-from wcompress.tasks import Task, load_task
+from wcompress.tasks import Task, as_task, load_task
 
 Found = TypeVar("Found", Report, MeanReport)
 
@@ -165,11 +162,12 @@ def _report(
             _check_same_network(names[0], checkpoints[0].tensors, name, checkpoint.tensors)
         if isinstance(task, str):
             task = load_task(task, data_dir=data_dir)
+        made = as_task(task)
         if others is not None:
-            others.check(task)
+            others.check(made)
         reports = [
             replace(
-                _measure(model, name, checkpoint, task, options, chosen, progress),
+                _measure(model, name, checkpoint, made, options, chosen, progress),
                 folder=target,
                 peers=() if others is None else others.points,
             )
@@ -206,15 +204,11 @@ def _measure(
     points: list[SweepPoint] = []
     for setting in settings:
         inner = within(progress, f"packing {name}, {setting.label}")
-        encoder = encode if setting.options.max_drop is None else RefineEncoder(task)
         try:
-            packed, restored = pack_and_restore(
-                model, f"{name}.wcz", setting.options, dry_run=True, progress=inner, encoder=encoder
-            )
+            packed = pack(model, f"{name}.wcz", setting.options, task=task, dry_run=True, progress=inner)
         except TargetUnreachable:  # no archive of a small model is as small as a sweep goes
             continue
-        scores = TaskScore(task.name, task.dataset, before, score(task, restored))
-        points.append(SweepPoint(setting.label, replace(packed, task=scores), setting.options.refines))
+        points.append(SweepPoint(setting.label, packed, setting.options.refines))
     inner = within(progress, f"measuring {render.sentence_list(list(BASELINES))}")
     baselines = measure_baselines(checkpoint.tensors, task, progress=inner)
     return Report(
