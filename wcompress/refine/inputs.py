@@ -174,7 +174,9 @@ def understood(model: nn.Module, batches: Iterable[Any]) -> Iterator[Batch]:
 def _reduction(model: nn.Module, batch: Any) -> Callable[[Any], Any]:
     taken_by_name = _names_of(model)
     ways: list[Callable[[Any], Any]] = [lambda b: b]
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+    if isinstance(batch, (tuple, list)) and len(batch) == 1:
+        ways = [lambda b: b[0]]
+    elif isinstance(batch, (tuple, list)) and batch:
         ways.append(lambda b: b[0])
     elif isinstance(batch, dict) and taken_by_name & set(batch):
         ways.append(lambda b: {name: value for name, value in b.items() if name in taken_by_name})
@@ -204,9 +206,9 @@ def _names_of(model: nn.Module) -> set[str]:
 
 def _check_batch(batch: Any, number: int) -> None:
     parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else [batch]
-    wrong = next((part for part in parts if not isinstance(part, Tensor)), None)
-    if wrong is not None or not len(parts):
-        got = f"a {type(wrong).__name__}" if len(parts) else "an empty one"
+    wrong = [part for part in parts if not isinstance(part, Tensor)]
+    if wrong or not len(parts):
+        got = f"a {type(wrong[0]).__name__}" if wrong else "an empty one"
         raise TaskError(f"calibration(): batch {number} should be a tensor, or a tuple or dict of tensors, got {got}")
     if next(iter(parts)).ndim == 0:
         raise TaskError(f"calibration(): batch {number} has no dimension of examples")
