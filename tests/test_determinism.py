@@ -20,7 +20,7 @@ import wcompress
 from tests.test_refine import Toy, trained
 from wcompress.device import torch_threads
 from wcompress.refine.budget import n_steps, step_cost
-from wcompress.tasks import as_task
+from wcompress.tasks import as_task, load_task
 
 __all__ = ["trained"]
 
@@ -129,3 +129,15 @@ def test_a_time_limit_ends_the_work_and_says_so(refine: str, trained: dict[str, 
 def test_no_limit_no_warning(trained: dict[str, Tensor], tmp_path: Path) -> None:
     result = wcompress.pack(trained, tmp_path / "a.wcz", task=Toy(), max_drop=3.0, effort=1, device="cpu")
     assert not any("time limit" in line for line in result.warnings)
+
+
+def test_a_task_that_draws_its_split_while_it_is_loaded_draws_the_same(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(
+        "import random, numpy, torch\nfrom tests.test_refine import Toy\ntask = Toy()\n"
+        "task.name = f'{random.random()} {numpy.random.rand()} {torch.rand(())}'\n"
+    )
+    names = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        names.append(load_task(str(tmp_path / "task.py")).name)
+    assert names[0] == names[1]

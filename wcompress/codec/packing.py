@@ -31,6 +31,9 @@ Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
 """Finds what to store; `encode` is one."""
 
 
+_NO_TIME_LIMIT = "the time limit was not used: only refinement and searches with a task have one"
+
+
 def pack_and_restore(
     source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
     output: str | os.PathLike[str] | None = None,
@@ -104,6 +107,7 @@ def pack_and_restore(
         max_abs_error=encoded.max_abs_error,
         dry_run=options.dry_run,
         history=encoded.history,
+        warnings=(_NO_TIME_LIMIT,) if encoder is encode and options.time_limit is not None else (),
     )
     return result, encoded.restored
 

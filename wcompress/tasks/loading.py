@@ -52,6 +52,12 @@ def load_task(spec: str, *, data_dir: Path | None = None, seed: int = 0) -> Task
     """
     if spec in builtin_tasks():
         return BaselineTask(spec, load_mnist(data_dir), seed)
+    # A file may draw the examples of its splits while it is loaded.
+    with seeded(seed):
+        return _load_user_task(spec, seed)
+
+
+def _load_user_task(spec: str, seed: int) -> UserTask:
     if found := _FILE.fullmatch(spec):
         path, attribute = Path(found["file"]).expanduser().absolute(), found["attribute"] or "task"
         origin = _Origin(spec, path, path.parent)
