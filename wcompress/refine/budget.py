@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from wcompress.refine.inputs import call, tensors_of
 from wcompress.tasks.protocol import Batch
 
-_MOST_STEPS = {1: 300, 2: 1000, 3: 3000, 4: 8000, 5: 24000, 6: 48000, 7: 96000, 8: 192000, 9: 384000}
+_MOST_STEPS = {1: 300, 2: 1000, 3: 3000, 4: 8000, 5: 30000, 6: 60000, 7: 120000, 8: 240000, 9: 480000}
 _LEAST_SHARE = 40
 """However dear a step is, there are at least the most steps divided by this."""
-_WORK = {1: 0.4e12, 2: 1e12, 3: 3e12, 4: 5.5e12, 5: 10e12, 6: 22e12, 7: 44e12, 8: 88e12, 9: 176e12}
-"""Multiply-adds. The 10e12 of effort 5 take about four minutes on one core of a server of 2020."""
+_WORK = {1: 1e12, 2: 2.5e12, 3: 7.5e12, 4: 14e12, 5: 25e12, 6: 55e12, 7: 110e12, 8: 220e12, 9: 440e12}
+"""Multiply-adds. The 25e12 of effort 5 take three to four minutes on one core of a server of 2020."""
 _PASSES = 4
 """The original's, the refined model's, and its gradients with respect to activations and to weights."""
-_OF_ACTIVATION, _OF_WEIGHT, _OF_TIME_STEP = 200, 1000, 5e6
+_OF_ACTIVATION, _OF_WEIGHT, _OF_TIME_STEP = 440, 2750, 12.5e6
 """What each takes beside multiply-adds, in multiply-adds; chosen so that the four baselines' steps are predicted."""
 
 
