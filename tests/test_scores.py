@@ -18,6 +18,7 @@ from tests.test_refine import Toy, trained
 from wcompress.cli import run
 from wcompress.codec.results import TaskScore
 from wcompress.errors import OptionError, TaskError
+from wcompress.evaluate import _shuffled
 from wcompress.refine import packing as refine_packing
 from wcompress.refine.margin import Validation
 from wcompress.tasks import Scale, Score, observe, standard_error
@@ -180,6 +181,21 @@ def test_labels_beside_the_inputs_are_left_out(
 
 def _fail(*_: Any) -> Any:
     raise OSError("no such\nimage")
+
+
+def test_inputs_are_tried_before_any_scoring(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    task = Batches(_fail)
+    task.evaluate = task.validate = lambda _model: pytest.fail("scored first")  # type: ignore[method-assign]
+    with pytest.raises(TaskError, match="no such image"):
+        wcompress.pack(trained, tmp_path / "a.wcz", task=task, max_drop=2.0, **FAST)
+
+
+def test_ruined_weights_of_any_dtype() -> None:
+    dtypes = [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64]
+    tensors = {str(d): torch.arange(-8, 8).reshape(4, 4).to(d) for d in dtypes} | {"": torch.empty(0, 3)}
+    for name, tensor in _shuffled(tensors).items():
+        assert (tensor.dtype, tensor.shape) == (tensors[name].dtype, tensors[name].shape)
+        assert torch.equal(tensor.double().sort().values.sum(), tensors[name].double().sum())
 
 
 class LateFailure(Toy):

@@ -81,12 +81,15 @@ class _TaskEncoder:
         Raises:
             TaskError: the task fails, or its scores do not mean what they should.
         """
-        self._before = original_score(self._task, checkpoint.tensors, "test")
         if options.max_drop is None and options.refine != "on":
+            self._before = original_score(self._task, checkpoint.tensors, "test")
             return encode(checkpoint, options, device, progress)
-        from wcompress.refine.packing import RefineEncoder, goal_of
+        from wcompress.refine.packing import RefineEncoder, goal_of, try_inputs
         from wcompress.refine.resume import state_path
 
+        if options.refines:
+            try_inputs(self._task, checkpoint)
+        self._before = original_score(self._task, checkpoint.tensors, "test")
         validation = original_score(self._task, checkpoint.tensors, "validation")
         check_against_ruined(self._task, checkpoint.tensors, validation)
         self._allowed = goal_of(checkpoint, options).max_drop

@@ -161,8 +161,10 @@ def _shuffled(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def shuffled(tensor: torch.Tensor) -> torch.Tensor:
+        # By bytes, since not every dtype can be indexed.
         order = torch.randperm(tensor.numel(), generator=generator)
-        return tensor.reshape(-1)[order].reshape(tensor.shape)
+        rows = tensor.contiguous().reshape(-1).view(torch.uint8).reshape(-1, tensor.element_size())
+        return rows[order].reshape(-1).view(tensor.dtype).reshape(tensor.shape)
 
     return {n: shuffled(t) if t.is_floating_point() else t for n, t in tensors.items()}
 

@@ -123,7 +123,6 @@ class RefineEncoder:
         return encoded
 
     def _batches(self, checkpoint: Checkpoint, options: PackOptions) -> list[Batch]:
-        # Tried on the original before anything that takes long.
         model = build_model(self.task, checkpoint.tensors).float()
         batches = list(understood(model, self.task.calibration()))
         shape = getattr(self.task, "input_shape", None)
@@ -279,6 +278,16 @@ class RefineEncoder:
                 " or validate on more examples"
             )
         return best
+
+
+def try_inputs(task: Task, checkpoint: Checkpoint) -> None:
+    """Runs the original model on the task's first batch of inputs, so that what fails there fails at once.
+
+    Raises:
+        TaskError: the weights do not fit the task's network, or the task or the network fails.
+    """
+    model = build_model(task, checkpoint.tensors).float()
+    next(understood(model, task.calibration()), None)
 
 
 class _Scored:
