@@ -60,6 +60,9 @@ def measure(name: str, tensors: Tensors, seed: int, max_drop: float) -> dict[str
         "score_before": result.task.score_before,
         "score_after": result.task.score_after,
         "drop": result.task.drop,
+        "validation_drop": result.task.validation_drop,
+        "validation_error": result.task.validation_error,
+        "chosen": result.task.chosen,
         "seconds": time.perf_counter() - start,
     }
 
@@ -117,7 +120,8 @@ def main() -> None:
             row = measure(name, tensors, seed, max_drop)
             print(
                 f"{name:10} seed {seed}  {row['n_bytes']:7,} B  {row['ratio']:6.1f}x  {row['score_before']:.2f} →"
-                f" {row['score_after']:.2f} %  drop {row['drop']:.2f} (allowed {max_drop:g})  {row['seconds']:.0f} s",
+                f" {row['score_after']:.2f} %  drop {row['drop']:.2f} (allowed {max_drop:g}, on validation"
+                f" {row['validation_drop']:.2f} ± {row['validation_error']:.2f})  {row['seconds']:.0f} s",
                 flush=True,
             )
             merge_result("refine", [row], ["model", "seed", "max_drop"])

@@ -15,13 +15,13 @@ import math
 import time
 from typing import Any
 
-import numba
 import numpy as np
 
 from benchmarks.common import write_result
 from benchmarks.models import argument_parser
 from wcompress.quantize.search import search
 from wcompress.quantize.trellis import PARITY_CHECKS, Trellis, coded, quantisers
+from wcompress.threads import n_work_threads
 
 LIMIT = 40
 _FEW, _MORE = 20_000, 200_000
@@ -81,7 +81,7 @@ def main() -> None:
         row = {"n_states": n_states, "h0": f"{h0:o}", "h1": f"{h1:o}", "gain_db": gain, "ns_per_weight": nanoseconds}
         rows.append(row)
         print(f"{n_states:6} states  {gain:.3f} dB  {nanoseconds:6.0f} ns a weight")
-    write_result("trellis_codes", {"rows": rows, "threads": numba.get_num_threads()})
+    write_result("trellis_codes", {"rows": rows, "threads": n_work_threads()})
 
 
 if __name__ == "__main__":

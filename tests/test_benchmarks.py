@@ -404,6 +404,7 @@ def test_several_drops_are_measured_in_one_go(tmp_path: Path, monkeypatch: pytes
     def measure(name: str, _tensors: Any, seed: int, max_drop: float) -> dict[str, Any]:
         seen.append((name, seed, max_drop))
         scores = {"score_before": 98.0, "score_after": 97.7, "drop": 0.3, "seconds": 1.0}
+        scores |= {"validation_drop": 0.28, "validation_error": 0.15}
         return {"model": name, "seed": seed, "max_drop": max_drop, "n_bytes": 10, "ratio": 200.0, **scores}
 
     monkeypatch.setattr(refine, "measure", measure)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wcompress.device import default_threads, resolve_device, torch_threads
+from wcompress.device import one_torch_thread, resolve_device, torch_threads
 from wcompress.errors import OptionError
 
 
-def test_one_thread_of_two_and_all_of_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    for available, expected in ((1, 1), (2, 1), (4, 4), (16, 16)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda n=available: n)
-        assert default_threads() == expected
+def test_training_has_one_thread_whatever_there_is() -> None:
+    with torch_threads(3), one_torch_thread():
+        assert torch.get_num_threads() == 1
 
 
 def test_threads_are_put_back() -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(wcompress.__file__).parent
 # A module may import from its own layer's row only itself, and anything from the rows above.
 LAYERS = [
     ["errors", "interrupts"],
-    ["wire", "files", "device", "fidelity", "threads", "compiled", "progress"],
+    ["wire", "files", "device", "deadline", "fidelity", "threads", "compiled", "progress"],
     ["checkpoint", "blocks", "quantize", "entropy", "archive", "tasks"],
     ["vae"],
     ["codec"],

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tests.test_cli import one_line
 from tests.test_report import TINY, TinyTask
+from wcompress.api import pack
 from wcompress.cli import run
 from wcompress.codec.options import PackOptions
-from wcompress.codec.packing import pack_and_restore
 from wcompress.errors import OptionError
 from wcompress.report.figures import Mark, ratio_against_score
 from wcompress.report.peers import PeerPoint, read_peers
@@ -270,10 +270,10 @@ def test_the_command_takes_several_models_and_peers(
 
 def test_refined_points_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def quick(model: Any, name: str, _options: PackOptions, **others: Any) -> Any:
-        return pack_and_restore(model, name, TINY, dry_run=True, progress=others["progress"])
+        return pack(model, name, TINY, **others)
 
     monkeypatch.setattr("wcompress.codec.packing._EPOCHS_PER_EFFORT", 12, raising=False)
-    monkeypatch.setattr("wcompress.report.sweep.pack_and_restore", quick)
+    monkeypatch.setattr("wcompress.report.sweep.pack", quick)
     plain = PackOptions(bits_per_weight=4.0)
     settings = [SweepSetting("4 bits", plain), SweepSetting("refined, −1", PackOptions(refine="on", max_drop=1.0))]
     document = report(tiny(0), TinyTask(), tmp_path / "out", settings=settings).to_json()

@@ -446,7 +446,7 @@ class Bad:
     def calibration(self):
         yield 1
         raise KeyError("gone")
-    def validate(self, model): return float("nan")
+    def validate(self, model): return "good"
     def evaluate(self, model): return model(1)
 task = Bad
 """
@@ -456,7 +456,7 @@ task = Bad
             task.build()
         with pytest.raises(TaskError, match=r"mine\.py:6: calibration\(\) raised KeyError: 'gone'"):
             list(task.calibration())
-        with pytest.raises(TaskError, match=r"validate\(\) should give a finite number, in percent, got nan"):
+        with pytest.raises(TaskError, match=r"validate\(\) should give a number, got 'good'"):
             task.validate(nn.Identity())
         with pytest.raises(TaskError, match=r"mine\.py:8: evaluate\(\) raised"):
             task.evaluate(nn.Linear(2, 2))

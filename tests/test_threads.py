@@ -1,13 +1,14 @@
 """Work in threads."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
-import numba
 import pytest
 
-from wcompress.threads import in_parts, in_threads
+from wcompress.threads import in_parts, in_threads, n_work_threads, work_threads
 
 DEADLINE_S = 300
 """For what takes a moment; only a failure takes so long."""
@@ -15,12 +16,10 @@ DEADLINE_S = 300
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    before = numba.get_num_threads()
-    if numba.config.NUMBA_NUM_THREADS < 2:
+    if n_work_threads() < 2:
         pytest.skip("one core")
-    numba.set_num_threads(2)
-    yield
-    numba.set_num_threads(before)
+    with work_threads(2):
+        yield
 
 
 def test_results_are_in_order_and_from_two_threads() -> None:
@@ -80,3 +79,29 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     child.start()
     assert results.get(timeout=DEADLINE_S) == [0, 1, 4, 9, 16]
     child.join()
+
+
+def test_work_in_threads_leaves_torchs_threads_alone() -> None:
+    # In a process of its own: what starts threads does so once.
+    code = (
+        "import torch, wcompress, tempfile\n"
+        "from wcompress.codec.packing import pack\n"
+        "torch.set_num_threads(1)\n"
+        "seen = []\n"
+        "def progress(*_):\n    seen.append(torch.get_num_threads())\n"
+        "tensors = {'a': torch.randn(64, 128)}\n"
+        "torch.set_num_threads(3)\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    pack(tensors, f'{folder}/a.wcz', effort=1, threads=2, progress=progress)\n"
+        "assert set(seen) == {1}, seen\n"
+        "assert torch.get_num_threads() == 3\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_more_threads_than_asked_for() -> None:
+    with work_threads(1):
+        assert n_work_threads() == 1
+        places = in_threads(lambda _: threading.get_ident(), range(20))
+    assert set(places) == {threading.get_ident()}
+    assert n_work_threads() == 2

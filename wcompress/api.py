@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wcompress.checkpoint import read_checkpoint
+from wcompress.checkpoint import Checkpoint
 from wcompress.codec import packing
-from wcompress.codec.encoding import encode
+from wcompress.codec.encoding import Encoded, encode
 from wcompress.codec.options import PackOptions
-from wcompress.codec.results import PackResult, TaskScore
-from wcompress.evaluate import score
+from wcompress.codec.results import PackResult, TaskScore, with_error
+from wcompress.device import one_torch_thread
+from wcompress.evaluate import check_against_ruined, observed, original_score
 from wcompress.files import archive_path
 from wcompress.progress import Progress, part
-from wcompress.tasks import Task, load_task
+from wcompress.tasks import Scale, Score, Task, as_task, load_task, standard_error
 
 _PACKING_SHARE = 0.98
 """Of the progress of a pack with a task; the rest is for the last score."""
+
+if TYPE_CHECKING:
+    from wcompress.refine.packing import RefineEncoder
 
 
 def pack(
@@ -56,38 +61,83 @@ def pack(
         return packing.pack(source, output, options, progress=progress, **overrides)
     if isinstance(task, str):
         task = load_task(task, data_dir=data_dir)
-    chosen = {name: overrides.get(name, getattr(options or PackOptions(), name)) for name in ("key", "strict")}
-    checkpoint = read_checkpoint(source, **chosen)
-    part(progress, 0.0, 0.0, "scoring the model")
-    before = score(task, checkpoint.tensors)
-    result, restored = packing.pack_and_restore(
-        source,
-        output,
-        options,
-        progress=part(progress, 0.0, _PACKING_SHARE),
-        encoder=_encoder(task, source, output, options, overrides),
-        **overrides,
-    )
-    part(progress, _PACKING_SHARE, 1.0, "scoring the restored model")
-    return replace(result, task=TaskScore(task.name, task.dataset, before, score(task, restored)))
-
-
-def _encoder(
-    task: Task,
-    source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
-    output: str | os.PathLike[str] | None,
-    options: PackOptions | None,
-    overrides: dict[str, Any],
-) -> packing.Encoder:
-    def wanted(name: str) -> Any:
-        return overrides.get(name, getattr(options or PackOptions(), name))
-
-    if wanted("max_drop") is None and wanted("refine") != "on":
-        return encode
-    from wcompress.refine.packing import RefineEncoder
-    from wcompress.refine.resume import state_path
-
     if output is None and not isinstance(source, Mapping):
         output = archive_path(source)
-    path = None if output is None or wanted("dry_run") else state_path(output)
-    return RefineEncoder(task, state_path=path, resume=wanted("resume"))
+    encoder = _TaskEncoder(as_task(task), output)
+    result, restored = packing.pack_and_restore(
+        source, output, options, progress=part(progress, 0.0, _PACKING_SHARE), encoder=encoder, **overrides
+    )
+    part(progress, _PACKING_SHARE, 1.0, "scoring the restored model")
+    return encoder.scored(result, restored)
+
+
+class _TaskEncoder:
+    """Scores the original, finds what to store, and scores what the archive restores to."""
+
+    def __init__(self, task: Task, output: str | os.PathLike[str] | None) -> None:
+        self._task, self._output = task, output
+        self._before = Score(math.nan)
+        self._allowed: float | None = None
+        self._refine: RefineEncoder | None = None
+
+    def __call__(self, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
+        """See `wcompress.codec.packing.Encoder`.
+
+        Raises:
+            TaskError: the task fails, or its scores do not mean what they should.
+        """
+        part(progress, 0.0, 0.0, "scoring the model")
+        if options.max_drop is None and options.refine != "on":
+            self._before = original_score(self._task, checkpoint.tensors, "test")
+            return encode(checkpoint, options, device, progress)
+        from wcompress.refine.packing import RefineEncoder, goal_of, try_inputs
+        from wcompress.refine.resume import state_path
+
+        if options.refines:
+            try_inputs(self._task, checkpoint)
+        self._before = original_score(self._task, checkpoint.tensors, "test")
+        validation = original_score(self._task, checkpoint.tensors, "validation")
+        check_against_ruined(self._task, checkpoint.tensors, validation)
+        self._allowed = goal_of(checkpoint, options).max_drop
+        path = None if self._output is None or options.dry_run else state_path(self._output)
+        self._refine = RefineEncoder(self._task, validation, state_path=path, resume=options.resume)
+        return self._refine(checkpoint, options, device, progress)
+
+    def scored(self, result: PackResult, restored: dict[str, torch.Tensor]) -> PackResult:
+        """The result with scores, and with warnings about them."""
+        task, scale, before = self._task, Scale.of(self._task), self._before
+        with one_torch_thread():
+            after = observed(task, restored, "test")
+        score = TaskScore(
+            task.name,
+            task.dataset,
+            before.value,
+            after.value,
+            unit=scale.shown_unit,
+            higher_is_better=scale.higher_is_better,
+            n_test=after.n,
+            drop_error=standard_error(before, after, scale),
+            allowed_drop=self._allowed,
+        )
+        warnings: list[str] = []
+        if self._refine is not None and self._refine.decision is not None:
+            decision = self._refine.decision
+            warnings += self._refine.warnings
+            score = replace(
+                score,
+                validation_drop=decision.validation.drop,
+                n_validation=decision.validation.n,
+                validation_error=decision.validation.error,
+                chosen=decision.chosen,
+                reason=decision.reason,
+            )
+        if not math.isfinite(after.value):
+            warnings.append(f"evaluate() gives {after.value} for the packed model; do not use the archive")
+        elif score.exceeds:
+            warnings.append(
+                f"the test set shows a drop of {with_error(score.drop, score.drop_error)}, more than the"
+                f" {score.allowed_drop:g} {score.drop_unit} allowed (validation:"
+                f" {with_error(score.validation_drop, score.validation_error)}); allow less, or validate on more"
+                " examples"
+            )
+        return replace(result, task=score, warnings=(*result.warnings, *warnings))

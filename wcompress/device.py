@@ -27,16 +27,6 @@ def resolve_device(name: str) -> str:
     return "cuda" if available and name != "cpu" else "cpu"
 
 
-def default_threads() -> int:
-    """CPU threads for a VAE's training, where nobody says: all, but one where there are two.
-
-    Its layers are small. On two idle cores a second thread saves a fifth of the time; on busy ones the two wait for
-    each other, and everything takes several times as long.
-    """
-    available = torch.get_num_threads()
-    return available if available > 2 else 1
-
-
 @contextlib.contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
     """Let torch use so many CPU threads within the block; None changes nothing."""
@@ -48,3 +38,11 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_torch_thread() -> contextlib.AbstractContextManager[None]:
+    """Let torch use one CPU thread within the block: sums over several depend on how many there are.
+
+    Networks in here are so small that more threads gain little when idle, and lose much on a busy machine.
+    """
+    return torch_threads(1)

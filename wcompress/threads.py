@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -42,13 +43,41 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.forget)
 
 
+class _Limit(threading.local):
+    """How many threads work may have; of each thread its own, so that two packs at once do not change each other's."""
+
+    def __init__(self) -> None:
+        # Not numba.get_num_threads(): where numba starts its threads by OpenMP, that makes torch use as many.
+        self.n: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
+
+_limit = _Limit()
+
+
+def n_work_threads() -> int:
+    """As many threads as `in_threads` uses at once; by default one for each core, or $NUMBA_NUM_THREADS."""
+    return _limit.n
+
+
+@contextlib.contextmanager
+def work_threads(n: int | None) -> Iterator[None]:
+    """Let `in_threads` use so many threads within the block, at most one for each core; None changes nothing."""
+    before = _limit.n
+    if n is not None:
+        _limit.n = min(n, _Limit().n)
+    try:
+        yield
+    finally:
+        _limit.n = before
+
+
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Results for all items, in their order; as many threads at once as numba may use, this one among them.
+    """Results for all items, in their order; `n_work_threads` of them at once, this one among them.
 
     Work that itself asks for threads does without. What one item raises is raised here, as is an interruption, once the
     items at work are done; the others are left.
     """
-    n_threads = min(len(items), numba.get_num_threads())
+    n_threads = min(len(items), n_work_threads())
     if n_threads < 2 or getattr(_pool.inside, "working", False):
         return [function(item) for item in items]
     results: list[Any] = [None] * len(items)

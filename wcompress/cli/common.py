@@ -216,7 +216,9 @@ def compute_options() -> list[Callable[[Command], Command]]:
             help="Device to train on.",
         ),
         click.option(
-            "--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all cores, or 1 where there are 2]"
+            "--threads",
+            type=click.IntRange(1, 1024),
+            help="CPU threads; archives do not depend on them.  [default: all]",
         ),
     ]
 

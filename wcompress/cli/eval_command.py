@@ -32,7 +32,7 @@ def command(out: Output, model_or_archive: Path, task: str, key: str | None, dat
     rows = [
         ("task", result.task),
         ("dataset", result.dataset),
-        ("score", f"{result.score:.2f} %"),
-        ("examples", f"{result.n_examples:,}"),
+        ("score", f"{result.score:.2f} {'%' if result.unit == 'percent' else result.unit}"),
+        ("examples", f"{result.n_examples:,}" if result.n_examples else "not stated"),
     ]
     out.result(result.to_json(), figures_table(str(model_or_archive), rows))

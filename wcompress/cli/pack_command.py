@@ -83,6 +83,18 @@ _EPILOG = """Examples:
 )
 @click.option("--resume", is_flag=True, help="Continue a refinement that was interrupted.")
 @click.option(
+    "--time-limit",
+    type=float,
+    metavar="SECONDS",
+    help="End refinement and searches with a task after so long, with what was found. The archive then depends on the"
+    " machine's speed; by default work is counted in steps, and it does not.",
+)
+@click.option(
+    "--fail-on-test-drop",
+    is_flag=True,
+    help="Exit with 1 when the drop on the test set is larger than allowed, such as in CI. The archive is kept.",
+)
+@click.option(
     "--task", help="Score the model before and after: a built-in name, path/to/file.py or package.module:attribute."
 )
 @click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters per block.")
@@ -104,6 +116,8 @@ def command(
     max_drop: float | None,
     refine: str,
     resume: bool,
+    time_limit: float | None,
+    fail_on_test_drop: bool,
     task: str | None,
     block_size: int,
     latent_dim: int,
@@ -135,6 +149,7 @@ def command(
         max_drop=max_drop,
         refine=refine,
         resume=resume,
+        time_limit=time_limit,
         block_size=block_size,
         latent_dim=latent_dim,
         hidden=parse_sizes(hidden),
@@ -147,6 +162,8 @@ def command(
         key=key,
         strict=strict,
     )
+    if fail_on_test_drop and not options.allows_drop:
+        raise OptionError("fail-on-test-drop: no drop is allowed here; give --task and --max-drop")
     if output == STANDARD_OUTPUT:
         check_standard_output(out, models)
         if resume:
@@ -155,10 +172,13 @@ def command(
 
     def work(model: Path) -> Answer:
         if outputs[model] != STANDARD_OUTPUT:
-            return _answer(out, model, _pack(out, model, outputs[model], options, task, data_dir))
-        with to_standard_output("model.wcz") as path:
-            result = _pack(out, model, path, options, task, data_dir, resumable=False)
-            return _answer(out, model, replace(result, archive="standard output"), restorable=False)
+            answer = _answer(out, model, result := _pack(out, model, outputs[model], options, task, data_dir))
+        else:
+            with to_standard_output("model.wcz") as path:
+                result = _pack(out, model, path, options, task, data_dir, resumable=False)
+                answer = _answer(out, model, replace(result, archive="standard output"), restorable=False)
+        fails = fail_on_test_drop and result.task is not None and result.task.exceeds
+        return replace(answer, exit_code=int(fails))
 
     answer_each(out, models, work, err=output == STANDARD_OUTPUT)
 
@@ -186,13 +206,15 @@ def _pack(
 
 
 def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = True) -> Answer:
+    from wcompress.codec.results import with_error
+
     for warning in result.warnings:
         out.message(f"warning: {warning}")
     others = [name for name in result.left_out if name not in result.left_out_tensors]
     if result.left_out_tensors:
         out.message(f"left out, with tensors that are not the model's: {', '.join(result.left_out_tensors)}")
     if others:
-        out.message(f"left out (no tensors in it): {', '.join(others)}")
+        out.message(f"not part of the model, left out: {', '.join(others)}")
     rows = [
         ("parameters", f"{result.n_params:,} in {result.n_tensors} tensors"),
         ("original", n_bytes(result.original_bytes)),
@@ -204,8 +226,23 @@ def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = 
     if result.latent_ratio is not None:
         rows.append(("latent ratio, the paper's", times(result.latent_ratio)))
     if result.task:
-        rows.append((f"{result.task.name} on {result.task.dataset}, before", f"{result.task.score_before:.2f} %"))
-        rows.append((f"{result.task.name} on {result.task.dataset}, after", f"{result.task.score_after:.2f} %"))
+        score, where = result.task, f"{result.task.name} on {result.task.dataset}"
+        mark = "%" if score.unit == "percent" else score.unit
+        rows.append((f"{where}, before", f"{score.score_before:.2f} {mark}"))
+        rows.append((f"{where}, after", f"{score.score_after:.2f} {mark}"))
+        if score.validation_drop is not None:
+            if score.allowed_drop is not None:
+                rows.append(("drop allowed", f"{score.allowed_drop:g} {score.drop_unit}"))
+            shown = with_error(score.validation_drop, score.validation_error)
+            rows.append((f"drop on validation{_examples(score.n_validation)}", f"{shown} {score.drop_unit}"))
+        shown = with_error(score.drop, score.drop_error)
+        rows.append((f"drop on test{_examples(score.n_test)}", f"{shown} {score.drop_unit}"))
+        if score.reason:
+            rows.append(("chosen", f"{score.chosen}: {score.reason}"))
     arrow = "would make" if result.dry_run else "→"
     table = figures_table(f"{model.name} {arrow} {result.archive}", rows)
     return Answer(result.to_json(), [table, plain(verdict(result, restorable=restorable))])
+
+
+def _examples(n: int | None) -> str:
+    return f", {n:,} examples" if n else ""

@@ -32,7 +32,9 @@ class PackOptions:
         effort: 1 (fast) to 9 (small and close).
         seed: of everything random.
         device: `auto` (CUDA where there is one), `cpu` or `cuda`.
-        threads: CPU threads; None for `wcompress.device.default_threads`.
+        threads: CPU threads, which change nothing in the archive; None for all there are.
+        time_limit: seconds that a search with a task may take; None for no limit. The archive then depends on the
+            machine's speed.
         dry_run: do everything, write nothing.
         force: an existing output may be replaced.
         key: entry of the checkpoint that holds the model, or a path to it with dots.
@@ -55,6 +57,7 @@ class PackOptions:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    time_limit: float | None = None
     dry_run: bool = False
     force: bool = False
     key: str | None = None
@@ -68,6 +71,7 @@ class PackOptions:
             (self.sqnr is None or -3 <= self.sqnr <= 120, "sqnr", "from −3 to 120 dB"),
             (_positive(self.bits_per_weight), "bits_per_weight", "a positive number"),
             (_positive(self.ratio), "ratio", "a positive number"),
+            (_positive(self.time_limit), "time_limit", "a positive number of seconds"),
             (self.max_drop is None or -100 <= self.max_drop <= 100, "max_drop", "from −100 to 100 points"),
             (self.refine in ("auto", "on", "off"), "refine", "auto, on or off"),
             (8 <= self.block_size <= 1 << 20, "block_size", "from 8 to 1048576"),
@@ -95,6 +99,13 @@ class PackOptions:
     def refines(self) -> bool:
         """Whether weights are trained further."""
         return self.refine == "on" or (self.refine == "auto" and self.max_drop is not None)
+
+    @property
+    def allows_drop(self) -> bool:
+        """Whether the goal is a drop on a task's examples."""
+        return self.max_drop is not None or (
+            self.refine == "on" and self.ratio is None and self.bits_per_weight is None
+        )
 
     def archive_bytes(self, original_bytes: int, n_params: int) -> int | None:
         """The most bytes that the archive may have under the target; None without a target of size."""

@@ -22,11 +22,12 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import PackResult
-from wcompress.device import default_threads, resolve_device, torch_threads
+from wcompress.device import one_torch_thread, resolve_device
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import ErrorFigures, Worst, compare
 from wcompress.files import archive_path, atomic_output, check_output
 from wcompress.progress import part
+from wcompress.threads import work_threads
 
 POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
 """An SQNR below which there is a warning; see docs/quality.md."""
@@ -36,6 +37,9 @@ Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
 
 _ENCODING_SHARE = 0.97
 """Of a pack's progress; the rest is for restoring and comparing."""
+
+
+_NO_TIME_LIMIT = "the time limit was not used: only refinement and searches with a task have one"
 
 
 def pack_and_restore(
@@ -84,7 +88,7 @@ def pack_and_restore(
     if not options.dry_run:
         for shard in checkpoint.shards:
             check_output(output, force=options.force, source=shard)
-    with torch_threads(options.threads or default_threads()):
+    with one_torch_thread(), work_threads(options.threads):
         encoded = _encode(checkpoint, options, device, progress, encoder)
     with contextlib.ExitStack() as stack:
         if options.dry_run:
@@ -115,7 +119,7 @@ def pack_and_restore(
         history=encoded.history,
         worst=encoded.manifest.worst,
         floors=encoded.floors,
-        warnings=(*checkpoint.notes, *_warnings(encoded.manifest.worst)),
+        warnings=(*checkpoint.notes, *_unused(options, encoder), *_warnings(encoded.manifest.worst)),
     )
     return result, encoded.restored
 
@@ -151,6 +155,10 @@ def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes:
             f"an SQNR of {options.sqnr:g} dB: {figures.sqnr_db:.2f} dB is the nearest;"
             " `--method lossless` keeps every bit"
         )
+
+
+def _unused(options: PackOptions, encoder: Encoder) -> tuple[str, ...]:
+    return (_NO_TIME_LIMIT,) if encoder is encode and options.time_limit is not None else ()
 
 
 def _warnings(worst: Worst | None) -> tuple[str, ...]:

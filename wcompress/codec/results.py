@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -13,30 +14,69 @@ if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
 
 
+def with_error(value: float | None, error: float | None) -> str:
+    """`0.38 ± 0.11`: a number and its standard error, as far as they are known."""
+    if value is None:
+        return "unknown"
+    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
+
+
 @dataclass(frozen=True)
 class TaskScore:
-    """A task's score before and after, in percent.
+    """A task's score before and after, in percent or in the task's own unit.
 
     Attributes:
         name: of the task.
         dataset: that it scored on.
-        score_before: of the source model, percent.
-        score_after: of the restored model, percent.
+        score_before: of the source model.
+        score_after: of the restored model.
+        unit: `percent`, or the task's own.
+        higher_is_better: False for losses.
+        n_test: test examples; None where unknown.
+        drop_error: standard error of `drop`; None where unknown.
+        allowed_drop: the drop that was allowed; None without a goal of that kind.
+        validation_drop: on the validation examples; None where nothing was chosen by them.
+        n_validation: validation examples; None where unknown.
+        validation_error: standard error of `validation_drop`; None where unknown.
+        chosen: `data-free` or `refined`.
+        reason: why that one, in a sentence.
     """
 
     name: str
     dataset: str
     score_before: float
     score_after: float
+    unit: str = "percent"
+    higher_is_better: bool = True
+    n_test: int | None = None
+    drop_error: float | None = None
+    allowed_drop: float | None = None
+    validation_drop: float | None = None
+    n_validation: int | None = None
+    validation_error: float | None = None
+    chosen: str = "data-free"
+    reason: str = ""
 
     @property
     def drop(self) -> float:
-        """Points lost."""
-        return self.score_before - self.score_after
+        """How much worse the score has become: points, or the task's own unit."""
+        lost = self.score_before - self.score_after
+        return lost if self.higher_is_better else -lost
+
+    @property
+    def drop_unit(self) -> str:
+        """What drops are counted in: points, of scores in percent, or the task's own unit."""
+        return "points" if self.unit == "percent" else self.unit
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the test set shows a larger drop than was allowed."""
+        return self.allowed_drop is not None and not self.drop <= self.allowed_drop
 
     def to_json(self) -> dict[str, Any]:
-        """The `task` object."""
-        return {**asdict(self), "drop": self.drop}
+        """The `task` object; numbers that are not finite become null."""
+        figures = {**asdict(self), "drop": self.drop}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
 
 @dataclass(frozen=True)

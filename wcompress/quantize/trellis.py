@@ -18,13 +18,12 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from wcompress.compiled import compiled
 from wcompress.errors import ArchiveError
-from wcompress.threads import in_threads
+from wcompress.threads import in_threads, n_work_threads
 
 Ints = npt.NDArray[np.int32]
 Singles = npt.NDArray[np.float32]
@@ -140,7 +139,7 @@ def units_in_threads(function: Callable[[npt.NDArray[np.int64]], None], unit_sta
     """Call a function with the starts of some of the units, and the last one's end, in each thread."""
     # Threads rather than numba's own, which take seconds more to compile.
     n_units = len(unit_starts) - 1
-    n_parts = max(1, min(numba.get_num_threads(), n_units))
+    n_parts = max(1, min(n_work_threads(), n_units))
     bounds = [n_units * part // n_parts for part in range(n_parts + 1)]
     in_threads(function, [unit_starts[first : last + 1] for first, last in itertools.pairwise(bounds)])
 

@@ -23,11 +23,12 @@ from wcompress.checkpoint import Checkpoint
 from wcompress.codec.given import GivenSymbols
 from wcompress.errors import TaskError
 from wcompress.evaluate import build_model
+from wcompress.refine.budget import step_cost
 from wcompress.refine.distil import Distance
 from wcompress.refine.inputs import Inputs, call, mapped, taken, tensors_of
 from wcompress.refine.rate import ActivityRates, RateModel, total_bits
 from wcompress.refine.weights import LatentWeights
-from wcompress.tasks import Task
+from wcompress.tasks import Task, seed_all
 from wcompress.tasks.protocol import Batch
 
 _BETA_1, _BETA_2, _EPS = 0.9, 0.99, 1e-10
@@ -52,7 +53,7 @@ class RefineConfig:
         clip: how long the distance's gradient may be, in its usual length; 0 for however long.
         pull: what half the mean square of the latents' ways from the original weights costs, in steps; 0 with enough
             data.
-        seed: of the order of the inputs.
+        seed: of the order of the inputs, and of what the task's own code draws.
     """
 
     lr: float = 0.05
@@ -132,6 +133,8 @@ class Refiner:
         Raises:
             TaskError: the model or the distance fails.
         """
+        # Whatever the task's code draws from the global generators depends on the seed and the step alone.
+        seed_all(self.config.seed + self.n_steps)
         weights = self.weights
         symbols = weights.symbols()
         weights.write(symbols)
@@ -163,6 +166,10 @@ class Refiner:
             self._loose_optimizer.step()
         self.distance_ema = distance if math.isnan(self.distance_ema) else 0.98 * self.distance_ema + 0.02 * distance
         return distance
+
+    def step_cost(self) -> float:
+        """About what a step takes, in multiply-adds; see `wcompress.refine.budget`."""
+        return step_cost(self.model, self._placed(self.inputs.plain(1)[0]), self.weights.n_weights)
 
     def n_bits(self) -> float:
         """Bits of all symbols as the rate model sees them now."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,13 +48,7 @@ class Inputs:
         few: bool = False,
         seed: int = 0,
     ) -> None:
-        found: list[Batch] = []
-        n_bytes = 0
-        for batch in batches:
-            found.append(batch)
-            n_bytes += sum(t.numel() * t.element_size() for t in tensors_of(batch))
-            if n_bytes > _MAX_INPUT_BYTES:
-                break
+        found = list(batches)
         if not found:
             raise TaskError("calibration() gave no batches; refining needs inputs, or a task that names an input_shape")
         self.generator = torch.Generator().manual_seed(seed)
@@ -145,6 +140,85 @@ def call(model: nn.Module, batch: Batch) -> Any:
     if isinstance(batch, dict):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def understood(model: nn.Module, batches: Iterable[Any]) -> Iterator[Batch]:
+    """Batches as the model takes them, up to 2 GiB; the first one is tried.
+
+    A loader often gives labels beside the inputs. Where the model does not take a batch as it is, the first entry of a
+    tuple or list alone is tried, or of a dict the entries that the model's `forward` names.
+
+    Args:
+        model: in eval mode, on the CPU.
+        batches: as a task's `calibration` gives them.
+
+    Raises:
+        TaskError: a batch is of another kind, or the model takes it neither way.
+    """
+    reduce: Callable[[Any], Any] | None = None
+    n_bytes = 0
+    for number, batch in enumerate(batches):
+        if reduce is None:
+            reduce = _reduction(model, batch)
+        try:
+            reduced = reduce(batch)
+        except (LookupError, TypeError):
+            reduced = batch
+        _check_batch(reduced, number)
+        yield reduced
+        n_bytes += sum(t.numel() * t.element_size() for t in tensors_of(reduced))
+        if n_bytes > _MAX_INPUT_BYTES:
+            return
+
+
+def _reduction(model: nn.Module, batch: Any) -> Callable[[Any], Any]:
+    taken_by_name = _names_of(model)
+    ways: list[Callable[[Any], Any]] = [lambda b: b]
+    if isinstance(batch, (tuple, list)) and len(batch) == 1:
+        ways = [lambda b: b[0]]
+    elif isinstance(batch, (tuple, list)) and batch:
+        ways.append(lambda b: b[0])
+    elif isinstance(batch, dict) and taken_by_name & set(batch):
+        ways.append(lambda b: {name: value for name, value in b.items() if name in taken_by_name})
+    errors: list[str] = []
+    for way in ways:
+        reduced = way(batch)
+        try:
+            _check_batch(reduced, 0)
+            with torch.no_grad():
+                call(model, mapped(reduced, lambda t: t.float() if t.is_floating_point() else t))
+            return way
+        except TaskError as error:
+            errors.append(str(error))
+        except Exception as error:
+            detail = " ".join(f"{type(error).__name__}: {error}".split())
+            errors.append(f"calibration(): the model fails on the first batch, {_described(reduced)} ({detail:.200})")
+    # The last way is the likeliest to be meant, unless it is no tensor at all.
+    raise TaskError(errors[-1] + "; give inputs as model(x), model(*x) or model(**x) takes them")
+
+
+def _names_of(model: nn.Module) -> set[str]:
+    try:
+        return set(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def _check_batch(batch: Any, number: int) -> None:
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else [batch]
+    wrong = [part for part in parts if not isinstance(part, Tensor)]
+    if wrong or not len(parts):
+        got = f"a {type(wrong[0]).__name__}" if wrong else "an empty one"
+        raise TaskError(f"calibration(): batch {number} should be a tensor, or a tuple or dict of tensors, got {got}")
+    if next(iter(parts)).ndim == 0:
+        raise TaskError(f"calibration(): batch {number} has no dimension of examples")
+
+
+def _described(batch: Batch) -> str:
+    shapes = [str(tuple(t.shape)) for t in tensors_of(batch)]
+    if isinstance(batch, dict):
+        shapes = [f"{name} {shape}" for name, shape in zip(batch, shapes, strict=True)]
+    return f"of shape {', '.join(shapes)}"
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,22 @@ from wcompress.codec.given import GivenSymbols, archive_bytes, encode_given
 from wcompress.codec.options import PackOptions
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
+from wcompress.deadline import Deadline
 from wcompress.errors import OptionError, TargetUnreachable
-from wcompress.evaluate import build_model
+from wcompress.evaluate import build_model, observed
+from wcompress.refine.budget import n_steps
 from wcompress.refine.distil import distance_of
 from wcompress.refine.engine import RefineConfig, Refiner
-from wcompress.refine.inputs import Inputs, blobs, tensors_of
+from wcompress.refine.inputs import Inputs, blobs, tensors_of, understood
+from wcompress.refine.margin import Validation
 from wcompress.refine.resume import load_state, save_state
 from wcompress.refine.search import Candidate, Goal, RefineSearch
 from wcompress.refine.variation import are_images
-from wcompress.tasks import Task
+from wcompress.tasks import Batch, Scale, Score, Task, seeded
 
 DEFAULT_MAX_DROP = 0.5
 """Points, where refinement is asked for and no target is."""
 
-_LIMIT_S = {1: 8.0, 2: 20.0, 3: 60.0, 4: 120.0, 5: 220.0, 6: 480.0, 7: 900.0, 8: 1800.0, 9: 3600.0}
-_STEPS = {1: 300, 2: 1000, 3: 3000, 4: 6000, 5: 12000, 6: 24000, 7: 48000, 8: 96000, 9: 192000}
 _BATCH = 128
 _N_BLOBS = 20_000
 _FEW_INPUTS = 10_000
@@ -53,17 +54,40 @@ _DATA_FREE_BITS = (0.35, 8.0)
 _DATA_FREE_ROUNDS = 6
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What was chosen, and why.
+
+    Attributes:
+        chosen: `refined` or `data-free`.
+        reason: a sentence.
+        validation: of what was chosen.
+    """
+
+    chosen: str
+    reason: str
+    validation: Validation
+
+
 class RefineEncoder:
     """Finds what to store by training on a task's inputs, or, with `refine="off"`, by its validation score alone.
 
     Args:
         task: builds the network, gives inputs, and validates.
+        before: the original's score on validation.
         state_path: where to keep a checkpoint of long work; None for nowhere.
         resume: go on from the checkpoint that is there.
+
+    Attributes:
+        decision: set once the work is done.
+        warnings: one line each, of what a time limit cut.
     """
 
-    def __init__(self, task: Task, *, state_path: Path | None = None, resume: bool = False) -> None:
+    def __init__(self, task: Task, before: Score, *, state_path: Path | None = None, resume: bool = False) -> None:
         self.task = task
+        self.decision: Decision | None = None
+        self.warnings: list[str] = []
+        self._before = before
         self._state_path = state_path
         self._resume = resume
 
@@ -75,32 +99,49 @@ class RefineEncoder:
             TaskError: the task fails, or does not fit the model.
             OptionError: there is nothing to resume.
         """
-        before = self.task.validate(build_model(self.task, checkpoint.tensors))
-        scored = _Scored(self.task, checkpoint, before, options)
-        goal = _goal(checkpoint, options)
-        if options.refine == "off":
-            return _data_free(scored, goal, options, device, progress)
-        search = self._search(scored, goal, options, device, progress)
-        search.run()
+        deadline = Deadline(options.time_limit)
+        scored = _Scored(self.task, checkpoint, self._before, options)
+        goal = goal_of(checkpoint, options)
+        with seeded(options.seed):
+            if options.refine == "off":
+                encoded, validation = self._data_free(scored, goal, options, device, progress, deadline)
+                self.decision = Decision("data-free", "refinement is off", validation)
+                return encoded
+            search = self._search(scored, goal, options, device, progress, deadline)
+            search.run()
+        if search.was_cut:
+            self.warnings.append(
+                f"the time limit of {deadline.limit_s:g} s ended refinement after {search.at.done:,} of"
+                f" {search.n_steps:,} training steps; results depend on the machine's speed"
+            )
         best = search.best()
         if best is not None:
             best = _written_well(scored, best, options)
-        found = _against_data_free(scored, goal, best, options, device)
-        if found is None:
-            raise TargetUnreachable(_nearest(goal, search.nearest()))
+        encoded = self._against_data_free(scored, goal, best, search, options, device, deadline)
         if self._state_path is not None:
             self._state_path.unlink(missing_ok=True)
-        return found
+        return encoded
+
+    def _batches(self, checkpoint: Checkpoint, options: PackOptions) -> list[Batch]:
+        model = build_model(self.task, checkpoint.tensors).float()
+        batches = list(understood(model, self.task.calibration()))
+        shape = getattr(self.task, "input_shape", None)
+        if not batches and shape is not None:
+            generator = torch.Generator().manual_seed(options.seed)
+            batches = list(blobs(shape, _N_BLOBS, generator).split(1000))
+        return batches
 
     def _search(
-        self, scored: _Scored, goal: Goal, options: PackOptions, device: str, progress: Progress | None
+        self,
+        scored: _Scored,
+        goal: Goal,
+        options: PackOptions,
+        device: str,
+        progress: Progress | None,
+        deadline: Deadline,
     ) -> RefineSearch:
         task = self.task
-        generator = torch.Generator().manual_seed(options.seed)
-        batches = list(task.calibration())
-        shape = getattr(task, "input_shape", None)
-        if not batches and shape is not None:
-            batches = list(blobs(shape, _N_BLOBS, generator).split(1000))
+        batches = self._batches(scored.checkpoint, options)
         n_inputs = sum(len(tensors_of(batch)[0]) for batch in batches)
         plain_recurrent = any(isinstance(module, nn.RNN) for module in task.build().modules())
         few = n_inputs < _FEW_INPUTS
@@ -128,8 +169,8 @@ class RefineEncoder:
             refiner,
             goal,
             scored.measure,
-            n_steps=_STEPS[options.effort],
-            limit_s=_LIMIT_S[options.effort],
+            n_steps=n_steps(options.effort, refiner.step_cost()),
+            deadline=deadline,
             fixed_bytes=_fixed_bytes(scored.checkpoint, refiner),
             progress=progress,
             save=None if path is None else lambda state: save_state(path, key, state),
@@ -140,23 +181,152 @@ class RefineEncoder:
             search.restore(load_state(path, key))
         return search
 
+    def _against_data_free(
+        self,
+        scored: _Scored,
+        goal: Goal,
+        best: Candidate | None,
+        search: RefineSearch,
+        options: PackOptions,
+        device: str,
+        deadline: Deadline,
+    ) -> Encoded:
+        """The refined archive, unless one made without data serves the goal better.
+
+        Beyond a ratio of 60 none ever does, and none is tried.
+
+        Raises:
+            TargetUnreachable: neither keeps to the goal.
+        """
+        checkpoint = scored.checkpoint
+        if best is not None and checkpoint.original_bytes / best.n_bytes > _DATA_FREE_RATIO:
+            reason = f"its ratio is above {_DATA_FREE_RATIO:g}, where packing without data is never better"
+            self.decision = Decision("refined", reason, best.validation)
+            return best.encoded
+        try:
+            if best is None and goal.max_drop is not None:
+                encoded, validation = self._data_free(scored, goal, options, device, None, deadline)
+            else:
+                n_bytes = goal.n_bytes or (best.n_bytes - 1 if best else 1)
+                encoded = encode(checkpoint, _plain(options, ratio=checkpoint.original_bytes / n_bytes), device, None)
+                validation = scored.validation(encoded)
+        except TargetUnreachable:
+            if best is None:
+                raise TargetUnreachable(_nearest(goal, search.nearest())) from None
+            reason = f"packing without data does not come to {n_bytes:,} bytes"
+            self.decision = Decision("refined", reason, best.validation)
+            return best.encoded
+        if best is None:
+            self.decision = Decision("data-free", "no refined candidate kept to the goal", validation)
+            return encoded
+        lost = f"{validation.drop:.2f} {scored.unit} on validation against {best.drop:.2f}"
+        if goal.max_drop is None:
+            better = validation.drop < best.drop
+            reason = f"at the same size packing without data loses {lost}"
+        else:
+            better = validation.keeps(goal.max_drop)
+            reason = f"just below {best.n_bytes:,} bytes packing without data loses {lost}"
+        chosen = Decision("data-free" if better else "refined", reason, validation if better else best.validation)
+        self.decision = chosen
+        return encoded if better else best.encoded
+
+    def _data_free(
+        self,
+        scored: _Scored,
+        goal: Goal,
+        options: PackOptions,
+        device: str,
+        progress: Progress | None,
+        deadline: Deadline,
+    ) -> tuple[Encoded, Validation]:
+        """The coarsest quantisation that keeps to the drop, by halving between bits a weight.
+
+        Raises:
+            TargetUnreachable: not even the finest does.
+        """
+        assert goal.max_drop is not None
+        low, high = (math.log2(bits) for bits in _DATA_FREE_BITS)
+        best: tuple[Encoded, Validation] | None = None
+        least = math.inf
+        for number in range(_DATA_FREE_ROUNDS + 1):
+            if best is not None and deadline.passed:
+                self.warnings.append(
+                    f"the time limit of {deadline.limit_s:g} s ended the search without data after {number} of"
+                    f" {_DATA_FREE_ROUNDS + 1} rounds; results depend on the machine's speed"
+                )
+                break
+            middle = high if number == 0 else (low + high) / 2
+            try:
+                encoded = encode(scored.checkpoint, _plain(options, bits_per_weight=2.0**middle), device, None)
+            except TargetUnreachable:  # a small model's archive is never that small
+                low = middle
+                continue
+            validation = scored.validation(encoded)
+            least = min(least, validation.drop)
+            if progress is not None:
+                figures = {"bits": 2.0**middle, "drop": validation.drop}
+                progress(number + 1, _DATA_FREE_ROUNDS + 1, figures)
+            if validation.keeps(goal.max_drop):
+                best, high = (encoded, validation), middle
+            elif number == 0:
+                break
+            else:
+                low = middle
+        if best is None:
+            raise TargetUnreachable(
+                f"a drop of {goal.max_drop:g} {scored.unit}: {least:.2f} on validation is the nearest; allow more,"
+                " or validate on more examples"
+            )
+        return best
+
+
+def try_inputs(task: Task, checkpoint: Checkpoint) -> None:
+    """Runs the original model on the task's first batch of inputs, so that what fails there fails at once.
+
+    Raises:
+        TaskError: the weights do not fit the task's network, or the task or the network fails.
+    """
+    model = build_model(task, checkpoint.tensors).float()
+    next(understood(model, task.calibration()), None)
+
 
 class _Scored:
     """Measures archives of one model by a task."""
 
-    def __init__(self, task: Task, checkpoint: Checkpoint, before: float, options: PackOptions) -> None:
+    def __init__(self, task: Task, checkpoint: Checkpoint, before: Score, options: PackOptions) -> None:
         self.task, self.checkpoint, self.before = task, checkpoint, before
+        self.scale = Scale.of(task)
         self._effort, self._seed = min(options.effort, _MEASURING_EFFORT), options.seed
 
-    def measure(self, given: GivenSymbols) -> tuple[Encoded, int, float]:
+    @property
+    def unit(self) -> str:
+        """What a drop is counted in."""
+        return "points" if self.scale.is_share else self.scale.unit
+
+    def measure(self, given: GivenSymbols) -> tuple[Encoded, int, Validation]:
         """See `wcompress.refine.search.Measure`; quickly written."""
         encoded = encode_given(self.checkpoint, given, effort=self._effort, seed=self._seed)
-        return encoded, archive_bytes(self.checkpoint, encoded), self.drop(encoded)
+        return encoded, archive_bytes(self.checkpoint, encoded), self.validation(encoded)
 
-    def drop(self, encoded: Encoded) -> float:
-        """Points lost on validation by what an archive restores to."""
-        restored = restore_encoded(self.checkpoint, encoded)
-        return self.before - self.task.validate(build_model(self.task, restored))
+    def validation(self, encoded: Encoded) -> Validation:
+        """How what an archive restores to scores on validation."""
+        after = observed(self.task, restore_encoded(self.checkpoint, encoded), "validation")
+        return Validation.of(self.before, after, self.scale)
+
+
+def _plain(options: PackOptions, *, ratio: float | None = None, bits_per_weight: float | None = None) -> PackOptions:
+    # To a size, without the task.
+    effort = options.effort if ratio is None else min(options.effort, _MEASURING_EFFORT)
+    return replace(
+        options,
+        max_drop=None,
+        sqnr=None,
+        ratio=ratio,
+        bits_per_weight=bits_per_weight,
+        refine="off",
+        resume=False,
+        effort=effort,
+    )
 
 
 def _fixed_bytes(checkpoint: Checkpoint, refiner: Refiner) -> int:
@@ -166,7 +336,8 @@ def _fixed_bytes(checkpoint: Checkpoint, refiner: Refiner) -> int:
     return archive_bytes(checkpoint, encode_given(checkpoint, replace(given, symbols=nothing), effort=1))
 
 
-def _goal(checkpoint: Checkpoint, options: PackOptions) -> Goal:
+def goal_of(checkpoint: Checkpoint, options: PackOptions) -> Goal:
+    """What the options ask of refinement: a size, or a drop, by default of `DEFAULT_MAX_DROP`."""
     n_bytes = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     if n_bytes is not None:
         return Goal(n_bytes=max(1, n_bytes))
@@ -178,65 +349,6 @@ def _written_well(scored: _Scored, best: Candidate, options: PackOptions) -> Can
     encoded = encode_given(scored.checkpoint, best.given, effort=options.effort, seed=options.seed)
     n_bytes = archive_bytes(scored.checkpoint, encoded)
     return best if n_bytes >= best.n_bytes else replace(best, encoded=encoded, n_bytes=n_bytes)
-
-
-def _against_data_free(
-    scored: _Scored, goal: Goal, best: Candidate | None, options: PackOptions, device: str
-) -> Encoded | None:
-    """The refined archive, unless one made without data serves the goal better.
-
-    Beyond a ratio of 60 none ever does, and none is tried.
-    """
-    checkpoint = scored.checkpoint
-    if best is not None and checkpoint.original_bytes / best.n_bytes > _DATA_FREE_RATIO:
-        return best.encoded
-    plain = replace(options, max_drop=None, refine="off", resume=False, effort=min(options.effort, 2))
-    try:
-        if best is None and goal.max_drop is not None:
-            return _data_free(scored, goal, options, device, None)
-        n_bytes = goal.n_bytes or (best.n_bytes - 1 if best else 1)
-        sized = replace(plain, sqnr=None, bits_per_weight=None, ratio=checkpoint.original_bytes / n_bytes)
-        encoded = encode(checkpoint, sized, device, None)
-    except TargetUnreachable:
-        return None if best is None else best.encoded
-    if best is None:
-        return encoded
-    wanted = best.drop if goal.max_drop is None else goal.allowed
-    return encoded if scored.drop(encoded) < wanted else best.encoded
-
-
-def _data_free(scored: _Scored, goal: Goal, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
-    """The coarsest quantisation that keeps to the drop, by halving between bits a weight.
-
-    Raises:
-        TargetUnreachable: not even the finest does.
-    """
-    plain = replace(options, max_drop=None, refine="off", resume=False)
-    if goal.max_drop is None:
-        return encode(scored.checkpoint, plain, device, progress)
-    low, high = (math.log2(bits) for bits in _DATA_FREE_BITS)
-    best: Encoded | None = None
-    least = math.inf
-    for number in range(_DATA_FREE_ROUNDS + 1):
-        middle = high if number == 0 else (low + high) / 2
-        try:
-            encoded = encode(scored.checkpoint, replace(plain, bits_per_weight=2.0**middle), device, None)
-        except TargetUnreachable:  # a small model's archive is never that small
-            low = middle
-            continue
-        drop = scored.drop(encoded)
-        least = min(least, drop)
-        if progress is not None:
-            progress(number + 1, _DATA_FREE_ROUNDS + 1, {"bits": 2.0**middle, "drop": drop})
-        if drop <= goal.allowed:
-            best, high = encoded, middle
-        elif number == 0:
-            break
-        else:
-            low = middle
-    if best is None:
-        raise TargetUnreachable(f"a drop of {goal.max_drop:g} points: {least:.2f} on validation is the nearest")
-    return best
 
 
 def _nearest(goal: Goal, nearest: Candidate | None) -> str:
@@ -251,5 +363,5 @@ def _nearest(goal: Goal, nearest: Candidate | None) -> str:
 
 def _fingerprint(checkpoint: Checkpoint, goal: Goal, options: PackOptions) -> str:
     # Of what must be the same for a checkpoint to be gone on from.
-    told = f"{tensors_digest(checkpoint.tensors).hex()} {goal} {options.seed}"
+    told = f"2 {tensors_digest(checkpoint.tensors).hex()} {goal} {options.seed}"
     return hashlib.sha256(told.encode()).hexdigest()

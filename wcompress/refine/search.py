@@ -8,7 +8,6 @@ to the goal wins.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,10 +16,12 @@ import torch
 
 from wcompress.codec.encoding import Encoded, Progress
 from wcompress.codec.given import GivenSymbols
+from wcompress.deadline import Deadline
 from wcompress.refine.engine import Refiner
+from wcompress.refine.margin import Validation
 
-Measure = Callable[[GivenSymbols], tuple[Encoded, int, float]]
-"""Symbols → what is stored, its bytes with all that an archive has, and its drop on validation, in points."""
+Measure = Callable[[GivenSymbols], tuple[Encoded, int, Validation]]
+"""Symbols → what is stored, its bytes with all that an archive has, and how it validates."""
 
 _CHECKS = 40
 _CYCLES = (0.6, 0.2, 0.2)
@@ -33,6 +34,8 @@ _FREEZE = 0.6
 _GAIN = 0.25
 _AIM = 0.99
 _TRIM_ROUNDS = 7
+_LEAST_AIM, _LEAST_AIM_AT_ZERO = 0.04, 0.02
+"""The least drop to steer at, as a share of the drop allowed; and where none is allowed."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class Goal:
     max_drop: float | None = None
     n_bytes: int | None = None
 
-    @property
-    def allowed(self) -> float:
-        """The drop that a candidate may show, less a margin for what a finite validation set does not see."""
+    def aim(self, validation: Validation) -> float:
+        """The drop to steer at after a candidate with this validation; positive."""
         assert self.max_drop is not None
-        return self.max_drop - min(0.2, 0.4 * abs(self.max_drop))
+        least = _LEAST_AIM * abs(self.max_drop) or _LEAST_AIM_AT_ZERO
+        return max(self.max_drop - validation.margin(self.max_drop), least)
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,20 @@ class Candidate:
         given: its symbols.
         encoded: its sections.
         n_bytes: of its archive.
-        drop: on validation, points.
+        validation: how it validates.
         strength: λ that led to it.
     """
 
     given: GivenSymbols
     encoded: Encoded
     n_bytes: int
-    drop: float
+    validation: Validation
     strength: float
+
+    @property
+    def drop(self) -> float:
+        """On all validation examples."""
+        return self.validation.drop
 
 
 @dataclass
@@ -79,11 +87,11 @@ class SearchState:
 
     Attributes:
         done: training steps taken.
-        spent_s: seconds spent, earlier sittings included.
+        spent: share of the time limit that is used up, earlier sittings included; 0 without a limit.
         strength: λ.
         cycle: number of the cycle.
         begun: fraction of the work when it began.
-        last_drop: of the last candidate, points.
+        last_drop: of the last candidate.
         next_check: fraction of the work at which to look again.
         snapped: whether the quantisation steps are on their grid.
         excess: how many bytes an archive's symbols took for each that the rate model said, last time.
@@ -91,7 +99,7 @@ class SearchState:
     """
 
     done: int = 0
-    spent_s: float = 0.0
+    spent: float = 0.0
     strength: float = 1.5
     cycle: int = 0
     begun: float = 0.0
@@ -109,8 +117,8 @@ class RefineSearch:
         refiner: at its start, or restored.
         goal: what to reach.
         measure: what a settled state comes to.
-        n_steps: training steps in all.
-        limit_s: seconds after which the work is cut to an end, however many steps were done.
+        n_steps: training steps in all, unless more cycles are needed.
+        deadline: cuts the work to an end, however many steps were done; None for no limit.
         fixed_bytes: of an archive beside the symbols, about.
         progress: called as the work goes on.
         save: called now and then, and before anything that takes long, with a state to resume from.
@@ -123,22 +131,21 @@ class RefineSearch:
         measure: Measure,
         *,
         n_steps: int,
-        limit_s: float,
+        deadline: Deadline | None = None,
         fixed_bytes: int,
         progress: Progress | None = None,
         save: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.refiner, self.goal = refiner, goal
         self._measure = measure
-        self._n_steps, self._limit_s, self._fixed_bytes = n_steps, limit_s, fixed_bytes
+        self.n_steps, self._fixed_bytes = n_steps, fixed_bytes
+        self._deadline, self._spent_before = deadline or Deadline(None), 0.0
         self._progress, self._save = progress, save
         self.at = SearchState(strength=refiner.config.start_strength)
         self.candidates: list[Candidate] = []
-        self._started = time.monotonic()
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs; candidates are kept as symbols."""
-        self._count_time()
         return {
             "refiner": self.refiner.state(),
             "search": asdict(self.at),
@@ -149,6 +156,7 @@ class RefineSearch:
         """Goes on where a `state` was taken."""
         self.refiner.restore(state["refiner"])
         self.at = SearchState(**state["search"])
+        self._spent_before = self.at.spent
         for row in state["candidates"]:
             given = given_from_state(row)
             self.candidates.append(Candidate(given, *self._measure(given), strength=row["strength"]))
@@ -156,8 +164,8 @@ class RefineSearch:
     def run(self) -> list[Candidate]:
         """All candidates, in the order they were found."""
         while self.at.cycle < len(_CYCLES) or self._misses():
+            # A deadline shortens each cycle alike, so that the model settles in time.
             fraction = self._fraction()
-            # A cycle that was begun late, or in another sitting, still has its length.
             length = _CYCLES[self.at.cycle] if self.at.cycle < len(_CYCLES) else _EXTRA_SHARE
             share = (fraction - self.at.begun) / length
             if share >= 1:
@@ -168,15 +176,26 @@ class RefineSearch:
                 self._check(fraction)
         return self.candidates
 
+    def _fraction(self) -> float:
+        self.at.spent = self._spent_before + self._deadline.spent
+        return max(self.at.done / self.n_steps, self.at.spent)
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the deadline ended the work before all steps were made."""
+        return self.at.spent >= 1 and self.at.done < self.n_steps
+
     def _misses(self) -> bool:
-        return self.at.cycle < len(_CYCLES) + _EXTRA_CYCLES and self.best() is None
+        left = self.at.cycle < len(_CYCLES) + _EXTRA_CYCLES and self.at.spent < 1
+        return left and self.best() is None
 
     def best(self) -> Candidate | None:
         """The candidate that serves the goal best; None where none keeps to it."""
         if self.goal.n_bytes is not None:
             fitting = [c for c in self.candidates if c.n_bytes <= self.goal.n_bytes]
             return min(fitting, key=lambda c: c.drop, default=None)
-        kept = [c for c in self.candidates if c.drop <= self.goal.allowed]
+        assert self.goal.max_drop is not None
+        kept = [c for c in self.candidates if c.validation.keeps(self.goal.max_drop)]
         return min(kept, key=lambda c: c.n_bytes, default=None)
 
     def nearest(self) -> Candidate | None:
@@ -195,15 +214,6 @@ class RefineSearch:
         lr = top * min(1.0, 0.1 + share / _WARM) * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
         self.refiner.step(self.at.strength, lr, move_steps=moving)
         self.at.done += 1
-
-    def _count_time(self) -> None:
-        now = time.monotonic()
-        self.at.spent_s += now - self._started
-        self._started = now
-
-    def _fraction(self) -> float:
-        self._count_time()
-        return max(self.at.done / self._n_steps, self.at.spent_s / self._limit_s)
 
     def _check(self, fraction: float) -> None:
         at = self.at
@@ -232,8 +242,8 @@ class RefineSearch:
         at.last_drop = candidate.drop
         if self.goal.max_drop is not None:
             # As much dearer as there is room.
-            allowed = max(self.goal.allowed, 0.02)
-            change = (allowed / max(candidate.drop, 0.1 * allowed)) ** 0.7
+            aim = self.goal.aim(candidate.validation)
+            change = (aim / max(candidate.validation.searched, 0.1 * aim)) ** 0.7
             at.strength *= min(2.5, max(_EXTRA_CHANGE, change))
         at.cycle += 1
         at.snapped = False
@@ -246,7 +256,7 @@ class RefineSearch:
         weights = self.refiner.weights
         order = weights.latents.abs()
         order[weights.symbols() == 0] = math.inf
-        order = order.argsort()
+        order = order.argsort(stable=True)
         n_nonzero = int((weights.symbols() != 0).sum())
         kept = weights.latents
         low, high = 0, n_nonzero

@@ -10,17 +10,14 @@ from typing import TypeVar
 
 import torch
 
+from wcompress.api import pack
 from wcompress.checkpoint import Checkpoint, read_checkpoint
-from wcompress.codec.encoding import encode
 from wcompress.codec.options import PackOptions
-from wcompress.codec.packing import pack_and_restore
-from wcompress.codec.results import TaskScore
 from wcompress.device import torch_threads
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.evaluate import score
 from wcompress.files import output_folder
 from wcompress.progress import Progress, part
-from wcompress.refine.packing import RefineEncoder
 from wcompress.report import render
 from wcompress.report.baselines import BASELINES, measure_baselines
 from wcompress.report.extras import require_report_extra
@@ -28,7 +25,7 @@ from wcompress.report.paper import SWEEP_LATENT_DIMS
 from wcompress.report.peers import read_peers
 from wcompress.report.sweep_page import sweep_page
 from wcompress.report.sweep_results import MeanReport, Report, SweepPoint, mean_report
-from wcompress.tasks import Task, load_task
+from wcompress.tasks import Task, as_task, load_task
 
 Found = TypeVar("Found", Report, MeanReport)
 
@@ -167,15 +164,16 @@ def _report(
             raise OptionError(f"{names[0]}: all of its tensors are empty, so there are no ratios to report")
         if isinstance(task, str):
             task = load_task(task, data_dir=data_dir)
+        made = as_task(task)
         if others is not None:
-            others.check(task)
+            others.check(made)
         reports = [
             replace(
                 _measure(
                     model,
                     name,
                     checkpoint,
-                    task,
+                    made,
                     options,
                     chosen,
                     part(progress, n / len(models), (n + 1) / len(models)),
@@ -217,15 +215,11 @@ def _measure(
     points: list[SweepPoint] = []
     for n, setting in enumerate(settings):
         inner = part(progress, n / n_stages, (n + 1) / n_stages, f"packing {name}, {setting.label}")
-        encoder = encode if setting.options.max_drop is None else RefineEncoder(task)
         try:
-            packed, restored = pack_and_restore(
-                model, f"{name}.wcz", setting.options, dry_run=True, progress=inner, encoder=encoder
-            )
+            packed = pack(model, f"{name}.wcz", setting.options, task=task, dry_run=True, progress=inner)
         except TargetUnreachable:  # no archive of a small model is as small as a sweep goes
             continue
-        scores = TaskScore(task.name, task.dataset, before, score(task, restored))
-        points.append(SweepPoint(setting.label, replace(packed, task=scores), setting.options.refines))
+        points.append(SweepPoint(setting.label, packed, setting.options.refines))
     inner = part(progress, len(settings) / n_stages, 1.0, f"measuring {render.sentence_list(list(BASELINES))}")
     baselines = measure_baselines(checkpoint.tensors, task, progress=inner)
     return Report(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from wcompress.device import torch_threads
 from wcompress.errors import OptionError, TaskError
 from wcompress.progress import Progress
 from wcompress.tasks.mnist import MnistData
-from wcompress.tasks.protocol import accuracy
+from wcompress.tasks.protocol import accuracy, correct
 
 _PROGRESS_EVERY = 10
 _SMALL_DATA = 10_000
@@ -239,11 +240,13 @@ class BaselineTask:
         name: one of `builtin_tasks()`.
         data: MNIST, or the embedded digits in its place.
         seed: of the weights that `build` gives.
+        unit: of the scores.
     """
 
     name: str
     data: MnistData
     seed: int = 0
+    unit: ClassVar[str] = "percent"
 
     def __post_init__(self) -> None:
         _baseline(self.name)
@@ -273,3 +276,11 @@ class BaselineTask:
     def evaluate(self, model: nn.Module) -> float:
         """Scores a model on the test images, in percent."""
         return accuracy(model, self.data.test_images, self.data.test_labels)
+
+    def validate_each(self, model: nn.Module) -> Tensor:
+        """Scores each validation image, in percent: float64 [n], 100 where the class is right, else 0."""
+        return 100.0 * correct(model, self.data.val_images, self.data.val_labels).double()
+
+    def evaluate_each(self, model: nn.Module) -> Tensor:
+        """Scores each test image; see `validate_each`."""
+        return 100.0 * correct(model, self.data.test_images, self.data.test_labels).double()

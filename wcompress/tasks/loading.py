@@ -10,23 +10,22 @@ import hashlib
 import importlib
 import importlib.util
 import itertools
-import math
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
 from wcompress.errors import TaskError, WCompressError
 from wcompress.tasks.baselines import BaselineTask, builtin_tasks
 from wcompress.tasks.mnist import load_mnist
 from wcompress.tasks.protocol import Batch, Task
+from wcompress.tasks.randomness import restore, restored, seeded, state
 
 _FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<attribute>[^\W\d]\w*))?")
 _MODULE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*)")
@@ -53,6 +52,12 @@ def load_task(spec: str, *, data_dir: Path | None = None, seed: int = 0) -> Task
     """
     if spec in builtin_tasks():
         return BaselineTask(spec, load_mnist(data_dir), seed)
+    # A file may draw the examples of its splits while it is loaded.
+    with seeded(seed):
+        return _load_user_task(spec, seed)
+
+
+def _load_user_task(spec: str, seed: int) -> UserTask:
     if found := _FILE.fullmatch(spec):
         path, attribute = Path(found["file"]).expanduser().absolute(), found["attribute"] or "task"
         origin = _Origin(spec, path, path.parent)
@@ -70,19 +75,41 @@ def load_task(spec: str, *, data_dir: Path | None = None, seed: int = 0) -> Task
     return UserTask(_make(module, attribute, origin), origin, seed)
 
 
+def as_task(task: Any) -> Task:
+    """A task made in Python, guarded like one from a file; what is guarded already, or built in, stays as it is.
+
+    Raises:
+        TaskError: it lacks a method, or its attributes cannot be read.
+    """
+    if isinstance(task, (UserTask, BaselineTask)):
+        return task
+    if lacking := _lacking(task):
+        raise TaskError(
+            f"{type(task).__name__} lacks {', '.join(f'{method}()' for method in lacking)}; "
+            f"see wcompress.tasks.Task for what a task has"
+        )
+    module = sys.modules.get(type(task).__module__)
+    file = getattr(module, "__file__", None)
+    path = None if file is None else Path(file)
+    name = str(getattr(task, "name", type(task).__name__))
+    return UserTask(task, _Origin(name, path, path.parent if path else Path.cwd(), importable=False))
+
+
 class _Origin:
     """Where a user's task comes from, to say so when it fails."""
 
-    def __init__(self, spec: str, path: Path | None, folder: Path) -> None:
+    def __init__(self, spec: str, path: Path | None, folder: Path, *, importable: bool = True) -> None:
         self.spec = spec
         self.path = path
         self.folder = folder
+        self._importable = importable
 
     @contextmanager
     def running(self, doing: str) -> Iterator[None]:
         """Runs the user's code with its folder importable, and turns what it raises into a TaskError."""
         entry = str(self.folder)
-        sys.path.insert(0, entry)
+        if self._importable:
+            sys.path.insert(0, entry)
         try:
             with redirect_stdout(sys.stderr):  # standard output is for results
                 yield
@@ -91,7 +118,7 @@ class _Origin:
         except (Exception, SystemExit) as error:
             raise TaskError(f"{self._place(error)}: {doing} raised {_describe(error)}") from error
         finally:
-            if entry in sys.path:
+            if self._importable and entry in sys.path:
                 sys.path.remove(entry)
 
     def _place(self, error: BaseException) -> str:
@@ -111,8 +138,12 @@ class UserTask:
     Attributes:
         name: the task's own `name`, or else how it was asked for.
         dataset: its own `dataset`, or else "data of" and its name.
-        n_examples: its own `n_examples`, or else 0: not stated.
-        distance, augment, input_shape: its own, or else None; see `Task`.
+        n_examples, n_validation: its own, or else 0: not stated.
+        unit: its own, or else None: not declared.
+        higher_is_better: its own, or else True.
+        distance, augment, input_shape, validate_each, evaluate_each: its own, or else None; see `Task`.
+
+    The user's code runs from seeded global random generators, which are put back afterwards.
     """
 
     def __init__(self, inner: Any, origin: _Origin, seed: int = 0) -> None:
@@ -123,79 +154,85 @@ class UserTask:
             self.name = str(getattr(inner, "name", origin.path.stem if origin.path else origin.spec))
             self.dataset = str(getattr(inner, "dataset", f"data of {self.name}"))
             self.n_examples = int(getattr(inner, "n_examples", 0))
+            self.n_validation = int(getattr(inner, "n_validation", 0))
+            unit = getattr(inner, "unit", None)
+            self.unit = None if unit is None else " ".join(str(unit).split())
+            self.higher_is_better = bool(getattr(inner, "higher_is_better", True))
             shape = getattr(inner, "input_shape", None)
             self.input_shape = None if shape is None else tuple(int(size) for size in shape)
             self.distance = self._guarded("distance")
             self.augment = self._guarded("augment")
+            self.validate_each = self._guarded("validate_each", seed)
+            self.evaluate_each = self._guarded("evaluate_each", seed)
 
     def build(self) -> nn.Module:
-        """Makes the network, untrained; PyTorch's global random state on the CPU is left as it was.
+        """Makes the network, untrained.
 
         Raises:
             TaskError: the user's code fails, or gives no module.
         """
-        with torch.random.fork_rng(devices=[]), self._origin.running("build()"):
-            torch.default_generator.manual_seed(self._seed)
+        with seeded(self._seed), self._origin.running("build()"):
             model = self._inner.build()
         if not isinstance(model, nn.Module):
             raise TaskError(f"{self._origin.spec}: build() should give a torch.nn.Module, got {type(model).__name__}")
         return model
 
     def calibration(self) -> Iterator[Batch]:
-        """Gives the task's batches of inputs.
+        """Gives the task's batches of inputs, the same ones each time.
 
         Raises:
             TaskError: the user's code fails.
         """
-        with self._origin.running("calibration()"):
+        with seeded(self._seed), self._origin.running("calibration()"):
             batches = iter(self._inner.calibration())
+            reached = state()
         while True:
-            with self._origin.running("calibration()"):
+            # A loader that shuffles draws from the global generators, between batches too.
+            with restored(), self._origin.running("calibration()"):
+                restore(reached)
                 try:
                     batch: Batch = next(batches)
                 except StopIteration:
                     return
+                reached = state()
             yield batch
 
     def validate(self, model: nn.Module) -> float:
-        """Scores a model, in percent, on the task's validation examples.
+        """Scores a model, in the task's unit, on its validation examples.
 
         Raises:
-            TaskError: the user's code fails, or gives no finite number.
+            TaskError: the user's code fails, or gives no number.
         """
         return self._score("validate", model)
 
     def evaluate(self, model: nn.Module) -> float:
-        """Scores a model, in percent, on the task's held-out test examples.
+        """Scores a model, in the task's unit, on its held-out test examples.
 
         Raises:
-            TaskError: the user's code fails, or gives no finite number.
+            TaskError: the user's code fails, or gives no number.
         """
         return self._score("evaluate", model)
 
-    def _guarded(self, name: str) -> Callable[..., Any] | None:
+    def _guarded(self, name: str, seed: int | None = None) -> Callable[..., Any] | None:
         """An optional method of the user's, whose failures become a TaskError; None where there is none."""
         own = getattr(self._inner, name, None)
         if not callable(own):
             return None
 
         def call(*arguments: Any) -> Any:
-            with self._origin.running(f"{name}()"):
+            with nullcontext() if seed is None else seeded(seed), self._origin.running(f"{name}()"):
                 return own(*arguments)
 
         return call
 
     def _score(self, method: str, model: nn.Module) -> float:
-        with self._origin.running(f"{method}()"):
+        with seeded(self._seed), self._origin.running(f"{method}()"):
             found = getattr(self._inner, method)(model)
-            try:
-                score = float(found)
-            except (TypeError, ValueError):
-                score = math.nan
-        if not math.isfinite(score):
+        try:
+            return float(found)
+        except (TypeError, ValueError, RuntimeError):
             got = " ".join(repr(found).split())[:80]
-            raise TaskError(f"{self._origin.spec}: {method}() should give a finite number, in percent, got {got}")
-        return score
+            raise TaskError(f"{self._origin.spec}: {method}() should give a number, got {got}") from None
 
 
 def _run_file(path: Path, origin: _Origin) -> ModuleType:
@@ -264,5 +301,7 @@ def _lacking(candidate: Any) -> list[str]:
 def _describe(error: BaseException) -> str:
     """Gives an exception's type and message, in one line of bounded length."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
+    if "Original Traceback" in message:  # of a loader's worker process; its last line says what happened
+        message = message.strip().rsplit("\n", 1)[-1]
     line = " ".join(f"{type(error).__name__}: {message}".split())
     return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 3] + "..."

@@ -1,7 +1,7 @@
 """What a task is: a network to build, inputs to try it on, and two scores for it.
 
-The scores are in percent and higher is better. `validate` may be called as often as a search likes; `evaluate`
-is called once, to report: no choice is ever made on the examples whose score a reader is shown.
+Scores are in percent and higher is better, unless the task declares otherwise. `validate` may be called as often as a
+search likes; `evaluate` is called to report only: no choice is ever made on the examples whose score a reader is shown.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ class Task(Protocol):
         from my_project import Net, load_split
 
         class MyTask:
-            name = "my-task"                  # optional, as are the next two: they appear in reports
+            name = "my-task"                  # optional, as are the next five: these two appear in reports
             dataset = "my data, 2024"
-            n_examples = 1000
+            unit = "percent"                  # or "fraction" (0 to 1), or a name of your own, such as "nats"
+            higher_is_better = True           # False for a loss
+            n_validation, n_examples = 500, 1000  # examples that validate and evaluate score; counted if left out
 
             def build(self):                  # the network; its weights come from the checkpoint
                 return Net()
 
-            def calibration(self):            # inputs without labels, from the training side only
+            def calibration(self):            # inputs from the training side only; labels beside them are ignored
                 return load_split("train")[0].split(128)
 
             def score(self, model, split):
@@ -45,12 +47,15 @@ class Task(Protocol):
                 with torch.inference_mode():
                     return 100 * (model.eval()(x).argmax(1) == y).float().mean().item()
 
-            def validate(self, model):        # percent; a split of the training side, used for choices
+            def validate(self, model):        # a split of the training side, used for choices
                 return self.score(model, "val")
 
-            def evaluate(self, model):        # percent; held-out test, used once, to report
+            def evaluate(self, model):        # held-out test, used once, to report
                 return self.score(model, "test")
 
+            # Optional, so that fewer examples suffice for the same certainty:
+            # def validate_each(self, model): a score for each validation example, whose mean is validate's
+            # def evaluate_each(self, model): the same of the test examples
             # Optional, for refining:
             # def distance(self, original_output, restored_output): a scalar tensor that can be differentiated
             # def augment(self, batch, generator): a batch, varied at random
@@ -76,13 +81,16 @@ class Task(Protocol):
         """Makes the network, untrained, whose `state_dict` has the checkpoint's names and shapes."""
 
     def calibration(self) -> Iterable[Batch]:
-        """Gives batches of inputs from the training side, without labels, in the same order each time."""
+        """Gives batches of inputs from the training side, in the same order each time.
+
+        A batch (x, y) of a network that takes one input counts as x.
+        """
 
     def validate(self, model: nn.Module) -> float:
-        """Scores a model, in percent, on a split of the training side that choices may be made on."""
+        """Scores a model, in the task's unit, on a split of the training side that choices may be made on."""
 
     def evaluate(self, model: nn.Module) -> float:
-        """Scores a model, in percent, on the held-out test examples; for reporting, never for choosing."""
+        """Scores a model, in the task's unit, on the held-out test examples; for reporting, never for choosing."""
 
 
 def predictions(model: nn.Module, images: Tensor, *, batch: int = 1000) -> Tensor:
@@ -139,9 +147,13 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 1000
     Raises:
         TaskError: there are no images, or the model's output is not [n, n_classes].
     """
+    return 100.0 * int(correct(model, images, labels, batch).sum()) / len(labels)
+
+
+def correct(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 1000) -> Tensor:
+    """Tells which images a classifier gets right: bool [n]; arguments and errors as for `accuracy`."""
     if len(images) == 0 or len(images) != len(labels):
         raise TaskError(
             f"accuracy needs as many labels as images, and one at least; got {len(images)} images, {len(labels)} labels"
         )
-    right = predictions(model, images, batch=batch) == labels.cpu()
-    return 100.0 * int(right.sum()) / len(labels)
+    return predictions(model, images, batch=batch) == labels.cpu()
