@@ -119,7 +119,7 @@ def pack_and_restore(
         history=encoded.history,
         worst=encoded.manifest.worst,
         floors=encoded.floors,
-        warnings=(*checkpoint.notes, *_unused(options, encoder), *_warnings(encoded.manifest.worst)),
+        warnings=(*checkpoint.notes, *_unused(options, encoder), *_poor(options, encoded.manifest.worst)),
     )
     return result, encoded.restored
 
@@ -161,8 +161,8 @@ def _unused(options: PackOptions, encoder: Encoder) -> tuple[str, ...]:
     return (_NO_TIME_LIMIT,) if encoder is encode and options.time_limit is not None else ()
 
 
-def _warnings(worst: Worst | None) -> tuple[str, ...]:
-    if worst is None:
+def _poor(options: PackOptions, worst: Worst | None) -> tuple[str, ...]:
+    if worst is None or options.allows_drop:  # a score said that it will do
         return ()
     found = []
     if worst.sqnr_db < POOR_TENSOR_DB:
@@ -206,7 +206,7 @@ def _encode(
     restored = restore_encoded(checkpoint, encoded)
     figures = compare(checkpoint.tensors, restored)
     return _Encoded(
-        manifest=encoded.manifest(checkpoint, figures.sqnr_db, figures.worst),
+        manifest=encoded.manifest(checkpoint, figures.sqnr_db, None if encoded.refined else figures.worst),
         payloads=encoded.payloads,
         restored=restored,
         digest=tensors_digest(restored),
