@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 
 from tests.test_lossless import damaged
-from wcompress.codec.exceptions import decode_exceptions, encode_exceptions, split_exceptions
+from wcompress.codec.exceptions import decode_exceptions, encode_exceptions, with_exceptions, without_exceptions
 from wcompress.codec.manifest import TensorEntry
+from wcompress.codec.plan import exceptional
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import same_bits
 
@@ -27,20 +28,17 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def check_exact(tensor: torch.Tensor, outliers: float | None = None) -> tuple[int, int]:
+def check_exact(tensor: torch.Tensor) -> tuple[int, int]:
     """Bytes, and how many exceptions."""
-    positions, cleaned = split_exceptions(tensor, outliers=outliers)
+    positions = exceptional(tensor)
+    cleaned = without_exceptions(tensor, positions)
     assert torch.isfinite(cleaned.float()).all()
     values = tensor.reshape(-1)[positions]
     data = encode_exceptions([(0, positions, values)])
     again, restored = decode_exceptions(data, [entry_of(tensor)])[0]
     assert np.array_equal(again, positions)
     assert same_bits(restored, values)
-    whole = cleaned.clone()
-    whole.view(torch.uint8).reshape(-1, tensor.element_size())[again] = restored.view(torch.uint8).reshape(
-        -1, tensor.element_size()
-    )
-    assert same_bits(whole, tensor)
+    assert same_bits(with_exceptions(cleaned, again, restored), tensor)
     return len(data), len(positions)
 
 
@@ -54,23 +52,21 @@ def test_single_nans_cost_a_few_bytes(dtype: torch.dtype) -> None:
 
 
 def test_what_is_ordinary_is_left_alone() -> None:
-    tensor = normal(30, 40)
-    positions, cleaned = split_exceptions(tensor, outliers=50.0)
-    assert len(positions) == 0
-    assert cleaned is tensor
-    for empty in (torch.zeros(0), torch.zeros(5)):
-        assert split_exceptions(empty, outliers=50.0)[1] is empty
+    scales = torch.logspace(-6, 0, 40)
+    some = (normal(30, 40), normal(40, 40) * scales, normal(40, 40) * scales[:, None], normal(40, 9, 3, 3))
+    for tensor in (*some, torch.zeros(0), torch.zeros(5), torch.zeros(3, 0)):
+        assert len(exceptional(tensor)) == 0
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e8, 1e30])
 def test_outliers_are_found_whatever_their_size(size: float) -> None:
     tensor = 0.02 * normal(200, 200)
     tensor[3, 4], tensor[100, 100] = size, -size
-    positions, cleaned = split_exceptions(tensor, outliers=30.0)
+    positions = exceptional(tensor)
     assert positions.tolist() == [3 * 200 + 4, 100 * 200 + 100]
-    assert cleaned.abs().max() < 1
+    assert without_exceptions(tensor, positions).abs().max() < 1
     assert tensor[3, 4] == size
-    check_exact(tensor, 30.0)
+    check_exact(tensor)
 
 
 def test_many_equal_ones_cost_nothing() -> None:
@@ -123,7 +119,7 @@ def test_damage_is_an_archive_error_or_other_exceptions() -> None:
     tensors[3][normal(60, 60, seed=2) > 2.5] *= 1e6
     n_refused = 0
     for tensor in tensors:
-        positions, _ = split_exceptions(tensor, outliers=100.0)
+        positions = exceptional(tensor)
         data = encode_exceptions([(0, positions, tensor.reshape(-1)[positions])])
         for end in range(1, len(data)):
             with pytest.raises(ArchiveError):
