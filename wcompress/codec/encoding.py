@@ -27,6 +27,7 @@ from wcompress.progress import part
 if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
 
+_DEFAULT_FINE_MARGIN_DB = 34.0
 _MOST_AGAIN, _SQNR_TOLERANCE_DB = 5, 0.15
 _EPOCHS_PER_EFFORT = 100  # effort 5, the default, is the paper's limit of 500
 
@@ -172,6 +173,7 @@ def _vae(
         seed=options.seed,
         device=device,
         exact_energy=plan.exact_energy() if by_sqnr else 0.0,
+        fine_margin_db=0.0 if by_sqnr or budget is not None else _DEFAULT_FINE_MARGIN_DB,
         floors=options.floors,
         other_bytes=other_bytes,
         progress=progress,

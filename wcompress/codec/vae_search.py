@@ -35,7 +35,7 @@ SQNR_MULTIPLIER = 0.33
 
 # Of the progress: what a search with few states takes before one with many, and a sample before the whole.
 _FEW_STATES_SHARE, _SAMPLE_SHARE = 0.75, 0.3
-_FINE_MARGIN_DB, _FINE_MARGIN_FROM_DB = (14.0, 32.0), 18.0
+_FINE_MARGIN_DB, _FINE_MARGIN_FROM_DB, _FINE_SLOPE = (14.0, 34.0), 20.0, 2.0
 _FINE_RANGE_DB = (24.0, 90.0)
 _MOST_ASIDE = 1e-3  # of all weights
 _STATES = {1: 1, 2: 64, 3: 64, 4: 64, 5: 64, 6: 256, 7: 1024, 8: 4096, 9: 16384}
@@ -70,6 +70,7 @@ class VaeSearch:
         seed: of the prior.
         device: to train it on.
         exact_energy: Σw² of what is kept exactly beside the coded weights and counts in their SQNR.
+        fine_margin_db: how much better fine tensors are kept, at least.
         floors: hold each tensor, row and channel to its floor, see `wcompress.codec.floors`.
         other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
         progress: called as the search goes on.
@@ -90,6 +91,7 @@ class VaeSearch:
         seed: int,
         device: str,
         exact_energy: float = 0.0,
+        fine_margin_db: float = 0.0,
         floors: bool = True,
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         progress: Progress | None = None,
@@ -103,6 +105,7 @@ class VaeSearch:
         self.fine = fine
         self._progress = progress
         self._other_bytes = other_bytes
+        self._fine_margin_db = fine_margin_db
         self._estimates = False
         self._correction = 0
         self._floors = floors
@@ -169,7 +172,8 @@ class VaeSearch:
 
     def fine_sqnr_db(self, sqnr_db: float) -> float:
         """How precisely the fine tensors are kept beside coded ones of this SQNR."""
-        margin = min(max(sqnr_db - _FINE_MARGIN_FROM_DB, 0.0) + _FINE_MARGIN_DB[0], _FINE_MARGIN_DB[1])
+        low, high = _FINE_MARGIN_DB
+        margin = max(self._fine_margin_db, min(max(low + _FINE_SLOPE * (sqnr_db - _FINE_MARGIN_FROM_DB), low), high))
         return min(max(sqnr_db + margin, _FINE_RANGE_DB[0]), _FINE_RANGE_DB[1])
 
     def sections(self, solution: Solution) -> dict[str, bytes]:
