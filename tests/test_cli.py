@@ -171,7 +171,7 @@ def test_what_a_pickle_holds_beside_its_weights(cli: Run) -> None:
     code, out, err = cli("pack", "m.pt", "--method", "lossless", "--json", "--key", "net")
     assert code == 0
     assert "left out, with tensors that are not the model's: opt" in err
-    assert "left out (no tensors in it): args" in err
+    assert "not part of the model, left out: args" in err
     document = json.loads(out)
     assert document["left_out_tensors"] == ["opt"]
     assert ["'b'" in warning for warning in document["warnings"]] == [True]

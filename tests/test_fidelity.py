@@ -24,7 +24,16 @@ def test_sqnr_pools_matrices_only() -> None:
 def test_equal_tensors_are_lossless_and_have_no_sqnr() -> None:
     tensors = {"a": torch.tensor([[1.0, float("nan")]]), "n": torch.tensor([1, 2]), "h": torch.ones(2, 2).half()}
     figures = compare(tensors, {name: tensor.clone() for name, tensor in tensors.items()})
-    assert figures == type(figures)(None, 0.0, True)
+    assert (figures.sqnr_db, figures.max_abs_error, figures.lossless, figures.worst) == (None, 0.0, True, None)
+    assert set(figures.tensors) == {"a", "h"}
+
+
+def test_only_finite_numbers_count() -> None:
+    original = {"a": torch.tensor([[3.0, float("nan")], [float("inf"), 4.0]])}
+    restored = {"a": torch.tensor([[3.0, float("nan")], [float("inf"), 3.5]])}
+    figures = compare(original, restored)
+    assert figures.sqnr_db == pytest.approx(10 * math.log10(25 / 0.25))
+    assert figures.tensors["a"].worst_row_db == pytest.approx(10 * math.log10(16 / 0.25))
 
 
 def test_bits_not_values_decide() -> None:

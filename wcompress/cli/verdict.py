@@ -36,6 +36,8 @@ def verdict(result: PackResult, *, restorable: bool = True) -> str:
 def _size(result: PackResult) -> str:
     if result.ratio >= 1:
         return f"{times(result.ratio)} smaller."
+    if not result.ratio:
+        return "Nothing to make smaller: the model holds no numbers."
     decoder = result.sections.get("decoder", 0)
     why = (
         f": the VAE's decoder takes {decoder:,} of its {result.archive_bytes:,} bytes"

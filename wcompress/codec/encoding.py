@@ -174,13 +174,15 @@ def _vae(
         device=device,
         exact_energy=plan.exact_energy() if by_sqnr else 0.0,
         fine_margin_db=0.0 if by_sqnr or budget is not None else _DEFAULT_FINE_MARGIN_DB,
+        ties=checkpoint.ties,
         floors=options.floors,
         other_bytes=other_bytes,
         progress=progress,
     )
     solution = _promised(search, target, options)
     n_latents = solution.model.scales.latents.size
-    floors = Floors.at(search.sqnr_db(solution)) if options.floors and coded else None
+    sqnr_db = search.sqnr_db(solution)
+    floors = Floors.at(sqnr_db) if options.floors and math.isfinite(sqnr_db) else None
     exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
     payloads = {**search.sections(solution), "exceptions": exceptions}
     return Encoded(plan.entries, payloads, padding, n_latents, floors=floors)

@@ -33,6 +33,7 @@ class ModelWeights:
         dtype: of the sequence.
         counted_by: errors count divided by these scales; None or no scales for as they are.
         exact_energy: Σw² of what is kept exactly beside the weights and counts in their SQNR.
+        ties: later name → earlier name of tensors that are the same; each name counts.
 
     Attributes:
         weights: `[n_weights]`.
@@ -49,8 +50,10 @@ class ModelWeights:
         dtype: type[np.floating],
         counted_by: OwnScales | None,
         exact_energy: float,
+        ties: Mapping[str, str],
     ) -> None:
         self._coded = dict(coded)
+        self._ties = {later: earlier for later, earlier in ties.items() if earlier in coded}
         self._sequencing = sequencing
         self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], dtype)
         self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
@@ -110,7 +113,9 @@ class ModelWeights:
         for index, (name, tensor) in enumerate(self._coded.items()):
             flat = round_to_dtype(values[self.spans[index]], tensor.dtype)
             restored[name] = self._sequencing.unflatten(index, flat)
-        figures = compare(self._coded, restored)
+        tied = {later: self._coded[earlier] for later, earlier in self._ties.items()}
+        again = {later: restored[earlier] for later, earlier in self._ties.items()}
+        figures = compare(self._coded | tied, restored | again)
         found = [e.sqnr_db for e in figures.tensors.values() if e.sqnr_db is not None]
         sqnr_db = figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
         return sqnr_db + 10 * math.log10(1 + self.exact_share)

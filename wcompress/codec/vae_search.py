@@ -71,6 +71,7 @@ class VaeSearch:
         device: to train it on.
         exact_energy: Σw² of what is kept exactly beside the coded weights and counts in their SQNR.
         fine_margin_db: how much better fine tensors are kept, at least.
+        ties: later name → earlier name of coded tensors that are the same.
         floors: hold each tensor, row and channel to its floor, see `wcompress.codec.floors`.
         other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
         progress: called as the search goes on.
@@ -92,6 +93,7 @@ class VaeSearch:
         device: str,
         exact_energy: float = 0.0,
         fine_margin_db: float = 0.0,
+        ties: Mapping[str, str] | None = None,
         floors: bool = True,
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         progress: Progress | None = None,
@@ -111,7 +113,9 @@ class VaeSearch:
         self._floors = floors
         self.slack = 0.4 if effort > 6 else 1.0  # of how far beyond the target is near enough
         wide = n_weights <= _SMALL_MODEL or not all(_fits_singles(array) for array in arrays)
-        self.model = ModelWeights(coded, self.sequencing, np.float64 if wide else np.float32, counted_by, exact_energy)
+        self.model = ModelWeights(
+            coded, self.sequencing, np.float64 if wide else np.float32, counted_by, exact_energy, ties or {}
+        )
         states = _STATES[effort]
         if n_weights <= _SMALL_MODEL:
             states = _SMALL_STATES.get(effort, states)
