@@ -17,8 +17,8 @@ from wcompress.tasks.protocol import Batch
 _MOST_STEPS = {1: 300, 2: 1000, 3: 3000, 4: 8000, 5: 30000, 6: 60000, 7: 120000, 8: 240000, 9: 480000}
 _LEAST_SHARE = 40
 """However dear a step is, there are at least the most steps divided by this."""
-_WORK = {1: 1e12, 2: 2.5e12, 3: 7.5e12, 4: 14e12, 5: 25e12, 6: 55e12, 7: 110e12, 8: 220e12, 9: 440e12}
-"""Multiply-adds. The 25e12 of effort 5 take three to four minutes on one core of a server of 2020."""
+_WORK = {1: 1e12, 2: 2.5e12, 3: 7.5e12, 4: 14e12, 5: 30e12, 6: 60e12, 7: 120e12, 8: 240e12, 9: 480e12}
+"""Multiply-adds. The 30e12 of effort 5 take about four minutes on one core of a server of 2020."""
 _PASSES = 4
 """The original's, the refined model's, and its gradients with respect to activations and to weights."""
 _OF_ACTIVATION, _OF_WEIGHT, _OF_TIME_STEP = 440, 2750, 12.5e6

@@ -59,7 +59,7 @@ class RefineConfig:
     lr: float = 0.05
     step_lr: float = 0.003
     start_step: float = 2.5
-    start_strength: float = 1.5
+    start_strength: float = 1.2
     keep_weights: bool = False
     refresh: int = 20
     clip: float = 0.0

@@ -24,10 +24,10 @@ Measure = Callable[[GivenSymbols], tuple[Encoded, int, Validation]]
 """Symbols → what is stored, its bytes with all that an archive has, and how it validates."""
 
 _CHECKS = 40
-_CYCLES = (0.6, 0.2, 0.2)
+_CYCLES = (0.5, 0.2, 0.15, 0.15)
 """Shares of the work. The first is long: it has to find which weights can go."""
-_CYCLE_LR = (1.0, 0.6, 0.5)
-_EXTRA_CYCLES, _EXTRA_SHARE, _EXTRA_CHANGE = 3, 0.15, 0.35
+_CYCLE_LR = (1.0, 0.6, 0.5, 0.5)
+_EXTRA_CYCLES, _EXTRA_SHARE, _EXTRA_CHANGE = 3, 0.1, 0.35
 """More cycles, as long as no candidate keeps to the goal."""
 _WARM = 0.05
 _FREEZE = 0.6
