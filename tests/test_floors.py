@@ -171,6 +171,12 @@ def test_a_dead_channel_spoils_no_variance(tmp_path: Path) -> None:
     assert float((restored["bn.running_var"] / variance - 1)[variance > 0].abs().max()) < 0.02
 
 
+def test_extra_state_is_exact(tmp_path: Path) -> None:
+    model = {"w": normal(64, 64), "layer._extra_state": normal(40, 40, seed=1), "_extra_state": normal(70, 30, seed=2)}
+    restored = packed(tmp_path, model)
+    assert all(same_bits(tensor, restored[name]) for name, tensor in model.items() if name != "w")
+
+
 def test_rows_that_are_nothing_stay_nothing(tmp_path: Path) -> None:
     w = normal(64, 64)
     w[::2] = 0

@@ -127,7 +127,7 @@ class _Kinds:
         self._rows_are_weights = 2 * sum(t.numel() for t in weights if _is_matrix(t)) < sum(t.numel() for t in weights)
 
     def of(self, name: str, tensor: torch.Tensor) -> str:
-        if _dtype_name(tensor) not in CODED_DTYPES or name in self._exact:
+        if _dtype_name(tensor) not in CODED_DTYPES or name in self._exact or _is_extra_state(name):
             return "raw"
         if self._method == "lossless":
             return "coded"
@@ -144,6 +144,11 @@ class _Kinds:
         if _is_matrix(tensor):
             return True
         return tensor.ndim == 1 and tensor.numel() >= (_MIN_CODED if self._rows_are_weights else _LONG)
+
+
+def _is_extra_state(name: str) -> bool:
+    # What a module keeps beside its weights is its own business, as torch names it.
+    return name.rsplit(".", 1)[-1] == "_extra_state"
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:
