@@ -153,3 +153,16 @@ def test_floors_can_be_left_to_a_task(tmp_path: Path) -> None:
     result = wcompress.pack(model, tmp_path / "m.wcz", free)
     assert result.floors is None
     assert not wcompress.load(tmp_path / "m.wcz")["tiny"].any()
+
+
+@pytest.mark.parametrize("effort", [1, 5])
+@pytest.mark.parametrize("target", [{"sqnr": 20.0}, {"ratio": 9.0}])
+def test_a_time_limit_ends_a_search_with_what_it_has(tmp_path: Path, effort: int, target: dict[str, float]) -> None:
+    model = {"w": normal(128, 96), "v": 0.01 * normal(64, 64, seed=1)}
+    result = wcompress.pack(model, tmp_path / "a.wcz", effort=effort, time_limit=1e-6, device="cpu", **target)
+    assert any("time limit of 1e-06 s ended the search" in line for line in result.warnings)
+    assert result.ratio >= target.get("ratio", 0)
+    assert result.sqnr_db is not None
+    assert result.sqnr_db >= target.get("sqnr", 0)
+    free = wcompress.pack(model, tmp_path / "b.wcz", effort=effort, time_limit=1e6, device="cpu", **target)
+    assert not free.warnings

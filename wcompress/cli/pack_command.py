@@ -86,7 +86,7 @@ _EPILOG = """Examples:
     "--time-limit",
     type=float,
     metavar="SECONDS",
-    help="End refinement and searches with a task after so long, with what was found. The archive then depends on the"
+    help="End refinement and searches after so long, with what was found. The archive then depends on the"
     " machine's speed; by default work is counted in steps, and it does not.",
 )
 @click.option(

@@ -19,6 +19,7 @@ from wcompress.codec.raw import encode_raw
 from wcompress.codec.solution import Solution
 from wcompress.codec.step_search import Target
 from wcompress.codec.vae_search import SQNR_MULTIPLIER, VaeSearch
+from wcompress.deadline import Deadline
 from wcompress.errors import OptionError
 from wcompress.fidelity import Worst
 from wcompress.progress import Progress as Progress
@@ -45,6 +46,7 @@ class Encoded:
         method: whose sections these are.
         refined: the values were trained, and need not be near the model's.
         floors: that hold for every tensor and row; None where there are none.
+        warnings: one line each.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -55,6 +57,7 @@ class Encoded:
     method: str = "vae"
     refined: bool = False
     floors: Floors | None = None
+    warnings: tuple[str, ...] = ()
 
     def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None, worst: Worst | None = None) -> Manifest:
         """What the archive says of itself.
@@ -175,6 +178,7 @@ def _vae(
         exact_energy=plan.exact_energy() if by_sqnr else 0.0,
         fine_margin_db=0.0 if by_sqnr or budget is not None else _DEFAULT_FINE_MARGIN_DB,
         ties=checkpoint.ties,
+        deadline=Deadline(options.time_limit),
         floors=options.floors,
         other_bytes=other_bytes,
         progress=progress,
@@ -185,7 +189,12 @@ def _vae(
     floors = Floors.at(sqnr_db) if options.floors and math.isfinite(sqnr_db) else None
     exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
     payloads = {**search.sections(solution), "exceptions": exceptions}
-    return Encoded(plan.entries, payloads, padding, n_latents, floors=floors)
+    warnings = (
+        (f"the time limit of {options.time_limit:g} s ended the search; without it the archive may be smaller",)
+        if search.was_cut
+        else ()
+    )
+    return Encoded(plan.entries, payloads, padding, n_latents, floors=floors, warnings=warnings)
 
 
 def _promised(search: VaeSearch, target: Target, options: PackOptions) -> Solution:

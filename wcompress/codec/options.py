@@ -33,8 +33,8 @@ class PackOptions:
         seed: of everything random.
         device: `auto` (CUDA where there is one), `cpu` or `cuda`.
         threads: CPU threads, which change nothing in the archive; None for all there are.
-        time_limit: seconds that a search with a task may take; None for no limit. The archive then depends on the
-            machine's speed.
+        time_limit: seconds after which refinement or a search ends with what it has; None for no limit. The archive
+            then depends on the machine's speed.
         dry_run: do everything, write nothing.
         force: an existing output may be replaced.
         key: entry of the checkpoint that holds the model, or a path to it with dots.

@@ -39,7 +39,7 @@ _ENCODING_SHARE = 0.97
 """Of a pack's progress; the rest is for restoring and comparing."""
 
 
-_NO_TIME_LIMIT = "the time limit was not used: only refinement and searches with a task have one"
+_NO_TIME_LIMIT = "the time limit was not used: only method vae has one"
 
 
 def pack_and_restore(
@@ -119,7 +119,7 @@ def pack_and_restore(
         history=encoded.history,
         worst=encoded.manifest.worst,
         floors=encoded.floors,
-        warnings=(*checkpoint.notes, *_unused(options, encoder), *_poor(options, encoded.manifest.worst)),
+        warnings=(*checkpoint.notes, *_unused(options), *encoded.warnings, *_poor(options, encoded.manifest.worst)),
     )
     return result, encoded.restored
 
@@ -157,8 +157,8 @@ def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes:
         )
 
 
-def _unused(options: PackOptions, encoder: Encoder) -> tuple[str, ...]:
-    return (_NO_TIME_LIMIT,) if encoder is encode and options.time_limit is not None else ()
+def _unused(options: PackOptions) -> tuple[str, ...]:
+    return (_NO_TIME_LIMIT,) if options.method != "vae" and options.time_limit is not None else ()
 
 
 def _poor(options: PackOptions, worst: Worst | None) -> tuple[str, ...]:
@@ -184,6 +184,7 @@ class _Encoded:
     n_latents: int
     figures: ErrorFigures
     floors: Floors | None
+    warnings: tuple[str, ...]
     seconds: dict[str, float]
     history: Any
 
@@ -213,6 +214,7 @@ def _encode(
         n_latents=encoded.n_latents,
         figures=figures,
         floors=encoded.floors,
+        warnings=encoded.warnings,
         seconds={"encode": done - start, "check": time.perf_counter() - done},
         history=encoded.history,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wcompress.codec.solution import Solution
+from wcompress.deadline import Deadline
 from wcompress.errors import TargetUnreachable
 from wcompress.progress import Progress
 
@@ -45,11 +46,15 @@ class Searched(Protocol):
 
     Attributes:
         slack: of how far beyond the target is near enough, where the model is small.
+        deadline: after which the best that was found will do.
+        was_cut: set where that made an end.
         is_small: whether many rounds can be afforded.
         is_trained: whether `refit` trains a model, which takes long.
     """
 
     slack: float
+    deadline: Deadline
+    was_cut: bool
 
     @property
     def is_small(self) -> bool: ...
@@ -120,6 +125,9 @@ class Bisection:
             if nearest is None or abs(margin) < nearest[0]:
                 nearest = (abs(margin), solution)
             highest = max(highest, margin)
+            if best is not None and self.search.deadline.passed:
+                self.search.was_cut = True
+                break
             if at == self.finest and number >= n_settling - 1 and (margin < 0) == self.by_sqnr:
                 break
             if settling:

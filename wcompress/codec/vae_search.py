@@ -23,6 +23,7 @@ from wcompress.codec.solution import EncoderConfig, Solution, finest_step
 from wcompress.codec.step_search import Bisection, Target
 from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
+from wcompress.deadline import Deadline
 from wcompress.errors import TargetUnreachable
 from wcompress.fidelity import computable, energy, farthest
 from wcompress.progress import Progress, part
@@ -72,6 +73,7 @@ class VaeSearch:
         exact_energy: Σw² of what is kept exactly beside the coded weights and counts in their SQNR.
         fine_margin_db: how much better fine tensors are kept, at least.
         ties: later name → earlier name of coded tensors that are the same.
+        deadline: after which the first solution that meets the target will do.
         floors: hold each tensor, row and channel to its floor, see `wcompress.codec.floors`.
         other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
         progress: called as the search goes on.
@@ -94,6 +96,7 @@ class VaeSearch:
         exact_energy: float = 0.0,
         fine_margin_db: float = 0.0,
         ties: Mapping[str, str] | None = None,
+        deadline: Deadline | None = None,
         floors: bool = True,
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         progress: Progress | None = None,
@@ -108,6 +111,7 @@ class VaeSearch:
         self._progress = progress
         self._other_bytes = other_bytes
         self._fine_margin_db = fine_margin_db
+        self.deadline, self.was_cut = deadline or Deadline(None), False
         self._estimates = False
         self._correction = 0
         self._floors = floors
@@ -214,6 +218,8 @@ class VaeSearch:
             if self._encoder.config.machine.n_states <= _QUICK_STATES:
                 return self._repaired(Bisection(self, target, guess).run(self._progress), target, self._progress)
             start = self._with_few_states(target, guess)
+            if self.was_cut:
+                return start
             try:
                 found = Bisection(self, target, start.step, start, 1).run(part(self._progress, _FEW_STATES_SHARE, 1.0))
             except TargetUnreachable:
@@ -277,6 +283,7 @@ class VaeSearch:
         encoder.config = replace(encoder.config, machine=trellis(_QUICK_STATES))
         progress = part(self._progress, 0.0, _FEW_STATES_SHARE)
         solution = quick._repaired(Bisection(quick, target, guess).run(progress), target, progress)
+        self.was_cut = quick.was_cut
         if quick.own_scales != self.own_scales:
             self._use(quick.own_scales, type(self._encoder), self._encoder.config)
         return solution

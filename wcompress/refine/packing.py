@@ -326,6 +326,7 @@ def _plain(options: PackOptions, *, ratio: float | None = None, bits_per_weight:
         refine="off",
         resume=False,
         effort=effort,
+        time_limit=None,  # the whole work has one
         floors=not options.allows_drop,  # the task's score says what may go
     )
 
