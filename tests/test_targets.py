@@ -166,3 +166,57 @@ def test_a_time_limit_ends_a_search_with_what_it_has(tmp_path: Path, effort: int
     assert result.sqnr_db >= target.get("sqnr", 0)
     free = wcompress.pack(model, tmp_path / "b.wcz", effort=effort, time_limit=1e6, device="cpu", **target)
     assert not free.warnings
+
+
+def heavy(power: int) -> torch.Tensor:
+    return normal(64, 128) ** power
+
+
+@pytest.mark.parametrize("power", [5, 7, 9, 13])
+@pytest.mark.parametrize("target", [{}, {"sqnr": 22.0}, {"ratio": 6.0}, {"bits_per_weight": 5.0}])
+def test_numbers_of_any_spread_are_packed(tmp_path: Path, power: int, target: dict[str, float]) -> None:
+    lognormal = (0.3 * power * normal(60, 60)).exp() * normal(60, 60, seed=4).sign()
+    for tensor in (heavy(power), lognormal):
+        model = {"w": tensor, "v": normal(32, 32)}
+        result = wcompress.pack(model, tmp_path / "m.wcz", effort=1, force=True, device="cpu", **target)
+        assert wcompress.verify(tmp_path / "m.wcz", model).ok
+        kept = result.worst is not None and (result.worst.row_sqnr_db or 0) >= (
+            result.floors.row_db if result.floors else 0
+        )
+        assert kept or result.warnings
+
+
+def test_every_size_in_reach_is_met(tmp_path: Path) -> None:
+    model = {"fc1.weight": normal(32, 24), "fc1.bias": normal(32), "fc2.weight": normal(16, 32), "fc2.bias": normal(16)}
+    blocks = {"w": torch.block_diag(*[normal(8, 8, seed=i) for i in range(16)]), "v": normal(64, 64)}
+    for some, bits in ((model, [4 + 0.3 * i for i in range(20)]), (blocks, [3.5, 3.75, 4.0, 5.0])):
+        for wanted in bits:
+            result = wcompress.pack(
+                some, tmp_path / "m.wcz", bits_per_weight=wanted, effort=1, force=True, device="cpu"
+            )
+            assert result.bits_per_param is not None
+            assert result.bits_per_param <= wanted
+
+
+def test_what_is_never_negative_stays_so(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = {
+        "fc.weight": normal(16, 16),
+        "bn.running_var": 2 * torch.rand(512, generator=generator),
+        "bn.weight": 1 + 0.1 * normal(512),
+        "norm.running_var": torch.logspace(-3, 0, 64).reshape(1, 64, 1, 1),
+        "exp_avg_sq": 1e-4 * normal(64, 64).square(),
+        "bias": normal(512),
+    }
+    wcompress.pack(model, tmp_path / "m.wcz", effort=1, device="cpu")
+    restored = wcompress.load(tmp_path / "m.wcz")
+    for name, tensor in model.items():
+        if name != "fc.weight":
+            assert torch.equal(tensor.sign(), restored[name].sign()), name
+
+
+def test_rows_too_short_for_a_quality_are_no_warning(tmp_path: Path) -> None:
+    result = wcompress.pack({"w": normal(64, 64), "n": normal(200, 1)}, tmp_path / "m.wcz", effort=1, device="cpu")
+    assert not result.warnings
+    assert result.worst is not None
+    assert result.worst.row_tensor == "w"

@@ -16,6 +16,9 @@ _PART = 1 << 16
 _NOT_COMPUTABLE = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}
 
 
+LEAST_ROW = 8
+"""Numbers in a row; of fewer, single errors and not quality would be measured."""
+
 _LEAST_DB, _MOST_DB = -300.0, 3000.0
 
 
@@ -26,7 +29,7 @@ class TensorError:
     Attributes:
         sqnr_db: 10 log₁₀(Σw² / Σ(w−ŵ)²), in dB; None where nothing differs.
         worst_row_db: the least of this for any index of the first dimension whose energy is not zero; None where
-            nothing differs, or where there are fewer than two dimensions.
+            nothing differs, or where there are no rows of `LEAST_ROW` numbers or more.
     """
 
     sqnr_db: float | None
@@ -141,7 +144,7 @@ def compare(original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.T
         if not tensor.is_floating_point() or tensor.dtype in _NOT_COMPUTABLE or not tensor.numel():
             continue
         rows = _rows(tensor, other, same)
-        tensors[name] = rows.error(tensor.ndim)
+        tensors[name] = rows.error(tensor.ndim > 1 and tensor.numel() >= LEAST_ROW * tensor.shape[0])
         if rows.largest is not None:
             max_abs_error = max(max_abs_error or 0.0, rows.largest)
         if tensor.ndim >= 2:
@@ -160,13 +163,13 @@ class _Rows:
     noise: npt.NDArray[np.float64]
     largest: float | None
 
-    def error(self, n_dims: int) -> TensorError:
+    def error(self, has_rows: bool) -> TensorError:
         noise = float(self.noise.sum())
         if not noise > 0:
             return TensorError(None, None)
         whole = _sqnr_db(float(self.signal.sum()), noise)
         some = (self.signal > 0) & (self.noise > 0)
-        if n_dims < 2 or not some.any():
+        if not has_rows or not some.any():
             return TensorError(whole, None)
         poorest = float((self.signal[some] / self.noise[some]).min())
         return TensorError(whole, _sqnr_db(poorest, 1.0))

@@ -20,7 +20,7 @@ from wcompress.codec.solution import Solution
 from wcompress.codec.step_search import Target
 from wcompress.codec.vae_search import SQNR_MULTIPLIER, VaeSearch
 from wcompress.deadline import Deadline
-from wcompress.errors import OptionError
+from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import Worst
 from wcompress.progress import Progress as Progress
 from wcompress.progress import part
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wcompress.vae.training import TrainingHistory
 
 _DEFAULT_FINE_MARGIN_DB = 34.0
+_DEFLATE_MARGIN = 6  # bytes that other digits of the same number may take under deflate
 _MOST_AGAIN, _SQNR_TOLERANCE_DB = 5, 0.15
 _EPOCHS_PER_EFFORT = 100  # effort 5, the default, is the paper's limit of 500
 
@@ -149,7 +150,11 @@ def _vae(
         last = plan.entries[-1].name
         worst = Worst(last, -100.1, -100.2, last)
         manifest = about.manifest(checkpoint, *((-100.123, worst) if math.isfinite(sqnr_db) else ()))
-        return [len(manifest.to_bytes()), raw_bytes, len(encode_exceptions(plan.exception_rows(search.model.aside)))]
+        return [
+            len(manifest.to_bytes()) + _DEFLATE_MARGIN,
+            raw_bytes,
+            len(encode_exceptions(plan.exception_rows(search.model.aside))),
+        ]
 
     target = Target(sqnr_db=default_sqnr_db(checkpoint.tensors) if options.sqnr is None else options.sqnr)
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
@@ -189,12 +194,19 @@ def _vae(
     floors = Floors.at(sqnr_db) if options.floors and math.isfinite(sqnr_db) else None
     exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
     payloads = {**search.sections(solution), "exceptions": exceptions}
-    warnings = (
+    warnings = _unkept(search, solution) if floors is not None else ()
+    warnings += (
         (f"the time limit of {options.time_limit:g} s ended the search; without it the archive may be smaller",)
         if search.was_cut
         else ()
     )
     return Encoded(plan.entries, payloads, padding, n_latents, floors=floors, warnings=warnings)
+
+
+def _unkept(search: VaeSearch, solution: Solution) -> tuple[str, ...]:
+    if search.keeps_floors(solution):
+        return ()
+    return ("not every tensor, row and channel keeps its floor; ask for more bits, or use `--method lossless`",)
 
 
 def _promised(search: VaeSearch, target: Target, options: PackOptions) -> Solution:
@@ -210,5 +222,8 @@ def _promised(search: VaeSearch, target: Target, options: PackOptions) -> Soluti
         if 0 <= beyond <= _SQNR_TOLERANCE_DB or not math.isfinite(beyond):
             break
         aim -= beyond - 0.2 * _SQNR_TOLERANCE_DB
-        solution = search.run(Target(sqnr_db=aim))
+        try:
+            solution = search.run(Target(sqnr_db=aim))
+        except TargetUnreachable:
+            break
     return solution if best is None else best[1]

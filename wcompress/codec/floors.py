@@ -16,14 +16,16 @@ import numpy.typing as npt
 
 from wcompress.codec.own_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales, group_indices, has_pairs
 from wcompress.codec.weights import Sequencing
+from wcompress.fidelity import LEAST_ROW
 
 Floats = npt.NDArray[np.float64]
 Shortfalls = dict[int, Floats]
 """How many dB each group of a tensor lies below its floor, 0 for none, by kind of group; float64 `[n_groups]`."""
 
-LEAST_GROUP = 8
-"""Numbers in a row or channel; of fewer, single errors and not quality would be measured."""
+FINE_RANGE_DB = (24.0, 90.0)
+"""How precisely tensors are kept that are not coded, at least and at most."""
 
+_FINE_MARGIN_DB, _FINE_MARGIN_FROM_DB, _FINE_SLOPE = (14.0, 34.0), 20.0, 2.0
 _REFERENCE_DB, _TENSOR_DB, _ROW_DB = 22.0, 15.0, 8.0
 _SLOPE_BELOW = 1.5
 _DISTANT = 1e-2
@@ -69,7 +71,7 @@ def kinds_of(shape: tuple[int, ...]) -> Iterator[int]:
         yield FIRST
         return
     for kind, size in ((FIRST, shape[0]), (SECOND, shape[1])):
-        if 1 < size <= n // LEAST_GROUP:
+        if 1 < size <= n // LEAST_ROW:
             yield kind
     if has_pairs(shape) and min(shape[:2]) > 1:
         yield BOTH
@@ -259,3 +261,15 @@ def _noises(own_scales: OwnScales, index: int, shape: tuple[int, ...], groups: G
 def about_db(bits: float) -> float:
     """The SQNR to expect of so many bits a weight, dB."""
     return _BITS_DB * bits
+
+
+def fine_sqnr_db(sqnr_db: float, least_margin_db: float = 0.0) -> float:
+    """How precisely tensors are kept that are not coded, beside coded ones of this SQNR, dB.
+
+    Args:
+        sqnr_db: of the coded tensors.
+        least_margin_db: how much better at least.
+    """
+    low, high = _FINE_MARGIN_DB
+    margin = max(least_margin_db, min(max(low + _FINE_SLOPE * (sqnr_db - _FINE_MARGIN_FROM_DB), low), high))
+    return min(max(sqnr_db + margin, FINE_RANGE_DB[0]), FINE_RANGE_DB[1])

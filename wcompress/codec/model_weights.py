@@ -90,15 +90,24 @@ class ModelWeights:
         shapes = self._sequencing.shapes
         return capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, Floors.at(sqnr_db))
 
-    def lacking(self, restored: Floats, sqnr_db: float) -> list[Shortfalls]:
-        """What each tensor lacks of the floors beside an SQNR; empty where none lacks anything."""
-        floors = Floors.at(sqnr_db)
+    def lacking(self, restored: Floats, sqnr_db: float, tolerance_db: float = 0.0) -> list[Shortfalls]:
+        """What each tensor lacks of the floors beside an SQNR; empty where none lacks anything.
+
+        Args:
+            restored: weights before they are rounded to their dtypes, `[n_weights]`.
+            sqnr_db: of the model.
+            tolerance_db: that may be lacking.
+        """
+        floors = Floors.at(sqnr_db - tolerance_db)
         mean_square = energy(self.weights) / max(1, len(self.weights))
         found = []
-        for groups, span in zip(self._groups, self.spans, strict=True):
+        for groups, span, tensor in zip(self._groups, self.spans, self._coded.values(), strict=True):
             weights = self.weights[span].astype(np.float64, copy=False)
+            values = restored[span]
+            if tensor.dtype not in (torch.float32, torch.float64):
+                values = computable(round_to_dtype(values, tensor.dtype)).numpy()
             signal = groups.sums(np.square(weights))
-            noise = groups.sums(np.square(weights - restored[span]))
+            noise = groups.sums(np.square(weights - values))
             whole = float(signal[WHOLE][0])
             reference = mean_square if self._counted_by is None else whole / max(1, len(weights))
             found.append(shortfalls(groups, signal, noise, floors, reference))

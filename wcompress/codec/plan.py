@@ -12,17 +12,18 @@ import torch
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.exceptions import Positions, without_exceptions
-from wcompress.codec.floors import LEAST_GROUP
 from wcompress.codec.manifest import CODED_DTYPES, TensorEntry
 from wcompress.codec.own_scales import RUN
 from wcompress.codec.recognise import recognise
-from wcompress.fidelity import computable, largest_magnitude
+from wcompress.fidelity import LEAST_ROW, computable, largest_magnitude
 
 LARGEST = 1e100
 """Squares of larger numbers may not exist; such elements are kept beside the rest."""
 
 _MIN_CODED = 64  # elements of a tensor of two or more dimensions
 _LONG = 1 << 14  # elements of one of one dimension
+_SHORTEST_ROW = 1 << 11  # the same where such tensors are most of the model
+_WIDE = 64.0  # the largest number over the smallest
 _NARROW = 1 << 16  # elements of one whose rows are too short to have a quality
 _OUTLIER = 50.0  # standard deviations of its tensor, row and column
 _MOST_OUTLIERS = 0.02  # of a tensor; more are no outliers
@@ -53,10 +54,11 @@ class Plan:
     exceptions: dict[int, tuple[Positions, torch.Tensor]] = field(default_factory=dict)
 
     def exact_energy(self) -> float:
-        """Σw² of the finite exceptions of tensors of two or more dimensions."""
-        values = [value for index, (_, value) in self.exceptions.items() if len(self.entries[index].shape) > 1]
-        finite = [v[v.isfinite()] for v in (computable(value).double() for value in values)]
-        return float(sum(float(v.square().sum()) for v in finite))
+        """Σw² of what is not coded and counts in an SQNR all the same: finite numbers of two or more dimensions."""
+        kept = [value for index, (_, value) in self.exceptions.items() if len(self.entries[index].shape) > 1]
+        kept += [t for t in (*self.fine.values(), *self.raw.values()) if t.ndim > 1 and _dtype_name(t) in CODED_DTYPES]
+        values = (computable(value).double() for value in kept)
+        return sum(float(v[v.isfinite()].square().sum()) for v in values)
 
     def exception_rows(self, aside: Mapping[str, Positions]) -> list[tuple[int, Positions, torch.Tensor]]:
         """As `wcompress.codec.exceptions.encode_exceptions` takes them.
@@ -141,9 +143,10 @@ class _Kinds:
         return "fine" if largest_magnitude(tensor) <= LARGEST and not _is_tiny(tensor) else "raw"
 
     def _is_coded(self, tensor: torch.Tensor) -> bool:
-        if _is_matrix(tensor):
-            return True
-        return tensor.ndim == 1 and tensor.numel() >= (_MIN_CODED if self._rows_are_weights else _LONG)
+        # What is never negative acts by its relative size: variances and gains.
+        if tensor.numel() and float(computable(tensor).nan_to_num(0.0).min()) >= 0 and not _is_dense(tensor):
+            return False
+        return _is_matrix(tensor) or tensor.numel() >= (_SHORTEST_ROW if self._rows_are_weights else _LONG)
 
 
 def _is_extra_state(name: str) -> bool:
@@ -156,10 +159,19 @@ def _dtype_name(tensor: torch.Tensor) -> str:
 
 
 def _is_matrix(tensor: torch.Tensor) -> bool:
-    """Whether a tensor of two or more dimensions is worth coding; short rows are kept finely, unless they are many."""
-    if tensor.ndim < 2 or tensor.numel() < _MIN_CODED:
+    """Whether a tensor of two or more dimensions is worth coding; short rows are kept finely, unless they are many.
+
+    One whose numbers lie along one dimension is no matrix.
+    """
+    if sum(size > 1 for size in tensor.shape) < 2 or tensor.numel() < _MIN_CODED:
         return False
-    return tensor.numel() >= LEAST_GROUP * tensor.shape[0] or tensor.numel() >= _NARROW
+    return tensor.numel() >= LEAST_ROW * tensor.shape[0] or tensor.numel() >= _NARROW
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a matrix that is never negative has numbers of like size, so that its errors count as those of others."""
+    sizes = computable(tensor).nan_to_num(0.0)
+    return _is_matrix(tensor) and float(sizes.max()) <= _WIDE * float(sizes.min())
 
 
 def _is_tiny(tensor: torch.Tensor) -> bool:
@@ -213,7 +225,7 @@ def exceptional(tensor: torch.Tensor) -> Positions:
 
 def _outliers(sizes: npt.NDArray[np.floating], shape: tuple[int, ...]) -> Positions:
     n = len(sizes)
-    if len(shape) == 1 or n < LEAST_GROUP * shape[0]:
+    if len(shape) == 1 or n < LEAST_ROW * shape[0]:
         width = min(n, RUN)
         rows = sizes[: n // width * width].reshape(-1, width)
         found = _far_in_rows(rows)
@@ -227,7 +239,7 @@ def _outliers(sizes: npt.NDArray[np.floating], shape: tuple[int, ...]) -> Positi
         found = found[sizes[found] > _OUTLIER * _usual(sizes[:: max(1, n // _SAMPLE) | 1])]
     if not 0 < len(found) <= _MOST_OUTLIERS * n:
         return np.zeros(0, np.int64)
-    if columns is None or columns[0].size < LEAST_GROUP:
+    if columns is None or columns[0].size < LEAST_ROW:
         return found
     column = found // math.prod(shape[2:]) % shape[1]
     usual = {int(c): _usual(columns[c].reshape(-1)) for c in np.unique(column)}

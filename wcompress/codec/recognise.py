@@ -139,11 +139,8 @@ def _lines(array: npt.NDArray[np.floating], axis: int, n_lines: int) -> Floats:
     view = np.moveaxis(array, axis, -1)[..., :_LINE_LENGTH]
     n_all = math.prod(view.shape[:-1])
     chosen = np.unique(np.linspace(0, n_all - 1, n_lines).astype(np.int64))
-    return (
-        view[np.unravel_index(chosen, view.shape[:-1])].astype(np.float64)
-        if view.ndim > 1
-        else view[None].astype(np.float64)
-    )
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        return (view[np.unravel_index(chosen, view.shape[:-1])] if view.ndim > 1 else view[None]).astype(np.float64)
 
 
 def _line_kind(lines: Floats) -> str | None:

@@ -16,7 +16,7 @@ from wcompress.archive import frame_bytes
 from wcompress.codec.class_encoder import ClassEncoder
 from wcompress.codec.context_encoder import ContextEncoder
 from wcompress.codec.fine import encode_fine
-from wcompress.codec.floors import about_db, lowered
+from wcompress.codec.floors import FINE_RANGE_DB, about_db, fine_sqnr_db, lowered
 from wcompress.codec.model_weights import ModelWeights
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.solution import EncoderConfig, Solution, finest_step
@@ -24,6 +24,7 @@ from wcompress.codec.step_search import Bisection, Target
 from wcompress.codec.vae_method import VaeCode
 from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.deadline import Deadline
+from wcompress.entropy.tables import TableTooWideError
 from wcompress.errors import TargetUnreachable
 from wcompress.fidelity import computable, energy, farthest
 from wcompress.progress import Progress, part
@@ -36,16 +37,15 @@ SQNR_MULTIPLIER = 0.33
 
 # Of the progress: what a search with few states takes before one with many, and a sample before the whole.
 _FEW_STATES_SHARE, _SAMPLE_SHARE = 0.75, 0.3
-_FINE_MARGIN_DB, _FINE_MARGIN_FROM_DB, _FINE_SLOPE = (14.0, 34.0), 20.0, 2.0
-_FINE_RANGE_DB = (24.0, 90.0)
-_MOST_ASIDE = 1e-3  # of all weights
+_MOST_ASIDE = 1e-2  # of all weights
 _STATES = {1: 1, 2: 64, 3: 64, 4: 64, 5: 64, 6: 256, 7: 1024, 8: 4096, 9: 16384}
 _MOST_SEARCHED = 1 << 27  # bytes that a search may take in each thread
 _QUICK_STATES = 64  # with fewer the search takes as long
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
-_FAR_STEPS, _FAR_MEANS = 500.0, 64.0
+_FAR_STEPS, _FAR_MEANS, _FARTHEST_STEPS = 500.0, 64.0, 12000.0
 _SAMPLE = 1 << 18  # weights on which a large model's step is found
-_MOST_REPAIRS = 6
+_MOST_REPAIRS = 10
+_FLOOR_TOLERANCE_DB = 0.05
 _MOST_CORRECTIONS = 3
 _MOST_BYTES_LEFT = 0.015  # of a target of bytes
 _SMALL_STATES = {3: 256, 4: 1024, 5: 16384, 6: 16384, 7: 16384, 8: 16384}
@@ -178,17 +178,11 @@ class VaeSearch:
         """
         return self.model.restored_sqnr_db(self.code(solution).restored(solution.ratios))
 
-    def fine_sqnr_db(self, sqnr_db: float) -> float:
-        """How precisely the fine tensors are kept beside coded ones of this SQNR."""
-        low, high = _FINE_MARGIN_DB
-        margin = max(self._fine_margin_db, min(max(low + _FINE_SLOPE * (sqnr_db - _FINE_MARGIN_FROM_DB), low), high))
-        return min(max(sqnr_db + margin, _FINE_RANGE_DB[0]), _FINE_RANGE_DB[1])
-
     def sections(self, solution: Solution) -> dict[str, bytes]:
         """Payloads of all the method's sections."""
         return {
             **self.code(solution).to_sections(),
-            "fine": encode_fine(self.fine, self.fine_sqnr_db(self.sqnr_db(solution))),
+            "fine": encode_fine(self.fine, fine_sqnr_db(self.sqnr_db(solution), self._fine_margin_db)),
         }
 
     def run(self, target: Target) -> Solution:
@@ -212,8 +206,26 @@ class VaeSearch:
             bits = 8 * target.n_bytes / self.sequencing.n_weights
             guess = scale * 2.0 ** (1.3 - bits)
         if isinstance(self._encoder, ClassEncoder) and not self._within_tables(guess):
-            self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
-            self._use(self.own_scales, ContextEncoder, self._encoder.config)
+            self._use_contexts(guess)
+        elif isinstance(self._encoder, ContextEncoder):
+            self._set_aside(_FARTHEST_STEPS * guess, 0.0)
+        try:
+            found = self._searched(target, guess)
+            found.header_bits  # noqa: B018 - tables are written, which says whether a reader takes them
+            return found
+        except TableTooWideError:
+            if isinstance(self._encoder, ContextEncoder):
+                raise
+            self._use_contexts(guess)
+            return self._searched(target, guess)
+
+    def _use_contexts(self, step: float) -> None:
+        """Go on with the context model, which takes symbols of any size that a search tries."""
+        self._set_aside(_FARTHEST_STEPS * step, 0.0)
+        self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
+        self._use(self.own_scales, ContextEncoder, self._encoder.config)
+
+    def _searched(self, target: Target, guess: float) -> Solution:
         if self.sequencing.n_weights <= _SMALL_MODEL or isinstance(self._encoder, ContextEncoder):
             if self._encoder.config.machine.n_states <= _QUICK_STATES:
                 return self._repaired(Bisection(self, target, guess).run(self._progress), target, self._progress)
@@ -237,7 +249,7 @@ class VaeSearch:
         if target.n_bytes is not None:
             # What is stored once weighs more in the sample.
             share = len(start.symbols) / self.sequencing.n_weights
-            margin = 1.0 - self._estimated(start, start.symbol_bits / share, _FINE_RANGE_DB[0]) / target.n_bytes
+            margin = 1.0 - self._estimated(start, start.symbol_bits / share, FINE_RANGE_DB[0]) / target.n_bytes
         search.expect(margin)
         progress = part(self._progress, _SAMPLE_SHARE, 1.0)
         return self._corrected(self._repaired(search.run(progress), target, progress), target)
@@ -271,10 +283,20 @@ class VaeSearch:
             lacking = self.model.lacking(self.code(solution).restored(solution.ratios), self.sqnr_db(solution))
             if not lacking:
                 break
-            own_scales = lowered(self.own_scales, self.sequencing.shapes, lacking)
+            before = self.own_scales
+            own_scales = lowered(before, self.sequencing.shapes, lacking)
             self._use(own_scales, type(self._encoder), self._encoder.config)
-            solution = Bisection(self, target, solution.step, solution, 1).run(progress)
+            try:
+                solution = Bisection(self, target, solution.step, solution, 1).run(progress)
+            except TargetUnreachable:
+                self._use(before, type(self._encoder), self._encoder.config)
+                break
         return solution
+
+    def keeps_floors(self, solution: Solution) -> bool:
+        """Whether every tensor, row and channel has the quality that is promised beside the solution's SQNR."""
+        restored = self.code(solution).restored(solution.ratios)
+        return not self.model.lacking(restored, self.sqnr_db(solution), tolerance_db=_FLOOR_TOLERANCE_DB)
 
     def _with_few_states(self, target: Target, guess: float) -> Solution:
         """A solution under a trellis whose search is quick: tables, prior and about the step are those of any other."""
@@ -290,13 +312,24 @@ class VaeSearch:
 
     def _within_tables(self, step: float) -> bool:
         """Whether class tables, of 2047 magnitudes at most, reach all weights, once a few far ones are set aside."""
+        return self._set_aside(_FAR_STEPS * step, _FAR_MEANS)
+
+    def _set_aside(self, limit: float, n_means: float) -> bool:
+        """Keep the few weights exactly that are beyond a limit and so many times their tensor's mean.
+
+        Args:
+            limit: of magnitudes divided by their own scales.
+            n_means: likewise of a tensor's mean magnitude.
+
+        Returns:
+            Whether none is left.
+        """
         weights, far = self._encoder.weights, []
         for span in self.model.spans:
             some = np.abs(weights[span])
-            limit = _FAR_STEPS * step
             if len(some) and some.max() > limit:
-                limit = max(limit, _FAR_MEANS * float(some.mean(dtype=np.float64)))
-                far.append(np.flatnonzero(some > limit) + span.start)
+                beyond = max(limit, n_means * float(some.mean(dtype=np.float64)))
+                far.append(np.flatnonzero(some > beyond) + span.start)
         places = np.concatenate(far) if far else np.zeros(0, np.int64)
         if len(places) > _MOST_ASIDE * len(weights):
             return False
@@ -356,7 +389,7 @@ class VaeSearch:
     def _estimated(self, solution: Solution, symbol_bits: float, sqnr_db: float) -> int:
         n_units = len(self.sequencing.unit_starts) - 1
         coded = (solution.header_bits + int(symbol_bits)) // 8 + 24 * n_units + 40
-        sizes = [coded, len(encode_fine(self.fine, self.fine_sqnr_db(sqnr_db)))]
+        sizes = [coded, len(encode_fine(self.fine, fine_sqnr_db(sqnr_db, self._fine_margin_db)))]
         sizes += self._other_bytes(solution, sqnr_db)
         return sum(sizes) + frame_bytes(sizes)
 

@@ -22,6 +22,10 @@ _FRACTIONS = np.array([65536, 60097, 55109, 50535, 46341, 42495, 38968, 35734], 
 _MAX_LEVEL = 16 * _STEPS_PER_OCTAVE  # a weight of 1 in 2^16
 
 
+class TableTooWideError(Exception):
+    """A table has more magnitudes than a reader takes; its symbols have to be coded in another way."""
+
+
 @dataclass(frozen=True)
 class FrequencyTable:
     """How often each of the symbols −m … m occurs, the same for k and −k, in steps of an eighth of an octave.
@@ -66,8 +70,13 @@ class FrequencyTable:
         return lengths
 
     def write(self, out: BitWriter) -> None:
-        """Magnitude m, then each level by its difference from what the two before it predict."""
-        assert self.limit <= MAX_MAGNITUDE, "a table that no reader takes"
+        """Magnitude m, then each level by its difference from what the two before it predict.
+
+        Raises:
+            TableTooWideError: m is larger than readers take.
+        """
+        if self.limit > MAX_MAGNITUDE:
+            raise TableTooWideError(f"a table of {self.limit} magnitudes")
         out.write_exp_golomb(self.limit, 2)
         before, slope = 0, 0
         for magnitude, level in enumerate(self.levels):
