@@ -247,6 +247,50 @@ def _refine_few(results: Results) -> str:
     return markdown_table(heading, rows)
 
 
+def _floors(results: Results) -> str:
+    heading = ["model", "SQNR", "bytes", "more than without", "worst tensor", "without", "worst row", "without"]
+    rows = [
+        [
+            row["model"],
+            f"{row['sqnr_db']:.2f} dB",
+            f"{row['n_bytes']:,} B",
+            f"**{100 * (row['n_bytes'] / row['bytes_without'] - 1):.1f} %**",
+            *(
+                f"{number(row[f'worst_{what}_db{suffix}'], '.1f')} dB"
+                for what in ("tensor", "row")
+                for suffix in ("", "_without")
+            ),
+        ]
+        for row in _in_order(results["floors"]["rows"])
+    ]
+    return markdown_table(heading, rows)
+
+
+def _real_models(results: Results) -> str:
+    heading = ["model", "parameters", "bytes", "bits", "worst tensor", "worst row", "mean cosine", "same answer"]
+    heading += ["output", "weights alone", "the rest alone"]
+    rows = []
+    for row in sorted(results["real_models"]["rows"], key=lambda row: (row["output"] is None, -row["n_params"])):
+        output = row["output"] or {}
+        rows.append(
+            [
+                row["model"],
+                f"{row['n_params']:,}",
+                f"{row['n_bytes']:,} B",
+                f"{row['bits_per_param']:.2f}",
+                f"{row['worst_tensor_db']:.1f} dB",
+                f"{row['worst_row_db']:.1f} dB",
+                number(output.get("mean_cosine"), ".4f"),
+                f"{number(output.get('agreement'), '.1f')} %" if output else "–",
+                *(
+                    f"{output[name]:.1f} dB" if output else "–"
+                    for name in ("snr_db", "weights_snr_db", "others_snr_db")
+                ),
+            ]
+        )
+    return markdown_table(heading, rows)
+
+
 def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """By model, whatever the order they were measured in; otherwise as they are."""
     return sorted(rows, key=lambda row: _ORDER.index(row["model"]))
@@ -266,6 +310,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "speed": (_speed, ("speed",)),
     "command-times": (_command_times, ("speed",)),
     "ablation": (_ablation, ("ablation",)),
+    "floors": (_floors, ("floors",)),
+    "real-models": (_real_models, ("real_models",)),
     "refine": (_refine, ("refine",)),
     "literature": (_literature, ()),
     "refine-few": (_refine_few, ("refine_few",)),

@@ -221,6 +221,7 @@ def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = 
         ("archive", n_bytes(result.archive_bytes)),
         ("ratio, every byte counted", times(result.ratio)),
         ("SQNR", decibels(result.sqnr_db)),
+        *_floors(result),
         ("time", f"{result.seconds['total']:.1f} s"),
     ]
     if result.latent_ratio is not None:
@@ -242,6 +243,13 @@ def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = 
     arrow = "would make" if result.dry_run else "→"
     table = figures_table(f"{model.name} {arrow} {result.archive}", rows)
     return Answer(result.to_json(), [table, plain(verdict(result, restorable=restorable))])
+
+
+def _floors(result: PackResult) -> list[tuple[str, str]]:
+    if result.floors is None:
+        return []
+    shown = (decibels(db) if db > 0 else "none" for db in (result.floors.tensor_db, result.floors.row_db))
+    return [("floor of each tensor / row", " / ".join(shown))]
 
 
 def _examples(n: int | None) -> str:
