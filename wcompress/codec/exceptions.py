@@ -92,7 +92,7 @@ def decode_exceptions(
     following = 0
     while cursor.remaining:
         index = following + cursor.varint()
-        if index >= len(entries) or entries[index].kind in ("raw", "tie"):
+        if index >= len(entries) or entries[index].kind != "coded":
             raise ArchiveError(f"exceptions: of tensor {index}, which can have none; the archive is damaged")
         n_values, body = cursor.varint(), cursor.take(cursor.varint())
         found[index] = _decode(entries[index], n_values, body)

@@ -14,7 +14,6 @@ from wcompress.codec.manifest import METHOD_VERSIONS, Manifest, TensorEntry
 from wcompress.codec.paper import PaperReader
 from wcompress.codec.raw import decode_raw
 from wcompress.codec.vae_method import VaeReader
-from wcompress.errors import ArchiveError
 
 if TYPE_CHECKING:
     from wcompress.checkpoint import Checkpoint
@@ -75,8 +74,6 @@ class Restorer:
     def _open_exceptions(self) -> dict[str, tuple[Positions, torch.Tensor]]:
         entries = self._manifest.tensors
         found = decode_exceptions(self._section("exceptions"), entries, self._version)
-        if any(entries[index].kind != "coded" for index in found):
-            raise ArchiveError("exceptions: of a tensor that is not coded; the archive is damaged")
         return {entries[index].name: exceptions for index, exceptions in found.items()}
 
     def _open_coded(self) -> CodedReader:
