@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from wcompress.tasks import Scale, Score, standard_error
 
-_ERRORS = 1.3
-"""Standard errors between the drop on validation and the drop allowed: one candidate in ten at the very limit would
-lose more than is allowed on unlimited examples."""
+_ERRORS, _STEERING_ERRORS = 1.65, 1.3
+"""Standard errors between the drop on validation and the drop allowed, to accept a candidate and to steer by: of
+candidates at the very limit one in twenty would lose more than is allowed on unlimited examples. A test set has errors of
+its own, so a search steers a little nearer to the limit than it accepts and then has candidates on either side."""
 _UNKNOWN = 0.4
 """The margin where no standard error is known, as a share of the drop allowed."""
 
@@ -50,9 +51,13 @@ class Validation:
             standard_error(*held_back, scale),
         )
 
-    def margin(self, max_drop: float) -> float:
+    def margin(self, max_drop: float, errors: float = _ERRORS) -> float:
         """How far the drop has to stay below the one allowed."""
-        return _UNKNOWN * abs(max_drop) if self.error is None else _ERRORS * self.error
+        return _UNKNOWN * abs(max_drop) if self.error is None else errors * self.error
+
+    def aim(self, max_drop: float) -> float:
+        """The drop to steer to."""
+        return max_drop - self.margin(max_drop, _STEERING_ERRORS)
 
     def keeps(self, max_drop: float) -> bool:
         """Whether a drop may be taken for no more than `max_drop`.

@@ -27,7 +27,7 @@ _CHECKS = 40
 _CYCLES = (0.5, 0.2, 0.15, 0.15)
 """Shares of the work. The first is long: it has to find which weights can go."""
 _CYCLE_LR = (1.0, 0.6, 0.5, 0.5)
-_EXTRA_CYCLES, _EXTRA_SHARE, _EXTRA_CHANGE = 3, 0.1, 0.35
+_EXTRA_CYCLES, _EXTRA_SHARE, _EXTRA_CHANGE, _LATE_CHANGE = 3, 0.1, 0.35, 0.5
 """More cycles, as long as no candidate keeps to the goal."""
 _WARM = 0.05
 _FREEZE = 0.6
@@ -54,7 +54,7 @@ class Goal:
         """The drop to steer at after a candidate with this validation; positive."""
         assert self.max_drop is not None
         least = _LEAST_AIM * abs(self.max_drop) or _LEAST_AIM_AT_ZERO
-        return max(self.max_drop - validation.margin(self.max_drop), least)
+        return max(validation.aim(self.max_drop), least)
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,8 @@ class RefineSearch:
             # As much dearer as there is room.
             aim = self.goal.aim(candidate.validation)
             change = (aim / max(candidate.validation.searched, 0.1 * aim)) ** 0.7
+            if at.cycle >= len(_CYCLES) - 1 and self.best() is None:
+                change = _LATE_CHANGE  # little work is left, and nothing keeps to the goal
             at.strength *= min(2.5, max(_EXTRA_CHANGE, change))
         at.cycle += 1
         at.snapped = False
