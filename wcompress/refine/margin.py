@@ -8,8 +8,8 @@ from wcompress.tasks import Scale, Score, standard_error
 
 _ERRORS, _STEERING_ERRORS = 1.65, 1.3
 """Standard errors between the drop on validation and the drop allowed, to accept a candidate and to steer by: of
-candidates at the very limit one in twenty would lose more than is allowed on unlimited examples. A test set has errors of
-its own, so a search steers a little nearer to the limit than it accepts and then has candidates on either side."""
+candidates at the very limit one in twenty would lose more than is allowed on unlimited examples. A search steers a
+little nearer to the limit than it accepts, so that it has candidates on either side."""
 _UNKNOWN = 0.4
 """The margin where no standard error is known, as a share of the drop allowed."""
 
