@@ -28,15 +28,15 @@ FAST = {"method": "vae", "effort": 1, "threads": 1, "device": "cpu"}
 
 
 def test_max_drop_is_kept_and_beats_packing_without_data(trained: dict[str, Tensor], tmp_path: Path) -> None:
-    refined = wcompress.pack(trained, tmp_path / "a.wcz", task=Toy(), max_drop=2.0, **FAST)
-    plain = wcompress.pack(trained, tmp_path / "b.wcz", task=Toy(), max_drop=2.0, refine="off", **FAST)
+    refined = wcompress.pack(trained, tmp_path / "a.wcz", task=Toy(), max_drop=3.0, **FAST)
+    plain = wcompress.pack(trained, tmp_path / "b.wcz", task=Toy(), max_drop=3.0, refine="off", **FAST)
     task = Toy()
     for result in (refined, plain):
         model = task.build()
         model.load_state_dict(wcompress.load(result.archive))
         original = task.build()
         original.load_state_dict(trained)
-        assert task.validate(original) - task.validate(model) <= 2.0
+        assert task.validate(original) - task.validate(model) <= 3.0
     assert refined.archive_bytes < plain.archive_bytes
     assert not list(tmp_path.glob("*.refine"))
     assert wcompress.verify(refined.archive).ok
