@@ -103,7 +103,7 @@ def _exact_bits(checkpoint: Checkpoint, options: PackOptions) -> float:
     if options.bits_per_weight is not None:
         return options.bits_per_weight
     if options.ratio is not None:
-        return 32 / options.ratio
+        return 8 * checkpoint.original_bytes / max(checkpoint.n_params, 1) / options.ratio
     return (default_sqnr_db(checkpoint.tensors) if options.sqnr is None else options.sqnr) / 6.02 + 0.8
 
 

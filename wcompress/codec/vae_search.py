@@ -15,6 +15,7 @@ import torch
 from wcompress.archive import frame_bytes
 from wcompress.codec.class_encoder import ClassEncoder
 from wcompress.codec.context_encoder import ContextEncoder
+from wcompress.codec.context_model import ContextModel
 from wcompress.codec.fine import encode_fine
 from wcompress.codec.floors import FINE_RANGE_DB, about_db, fine_sqnr_db, lowered
 from wcompress.codec.model_weights import ModelWeights
@@ -153,8 +154,12 @@ class VaeSearch:
 
     def code(self, solution: Solution) -> VaeCode:
         """What is stored."""
+        sequencing = self.sequencing
+        unit_blocks = CONTEXT_UNIT_BLOCKS if isinstance(solution.model, ContextModel) else UNIT_BLOCKS
+        if sequencing.unit_blocks != unit_blocks:  # found before the way of coding changed
+            sequencing = replace(sequencing, unit_blocks=unit_blocks)
         return VaeCode(
-            self.sequencing,
+            sequencing,
             solution.machine,
             solution.step,
             solution.own_scales or self.own_scales,
