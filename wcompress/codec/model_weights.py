@@ -16,12 +16,18 @@ from wcompress.codec.exceptions import Positions, without_exceptions
 from wcompress.codec.floors import Floors, Groups, Shortfalls, capped, shortfalls
 from wcompress.codec.own_scales import WHOLE, OwnScales
 from wcompress.codec.weights import Sequencing
-from wcompress.fidelity import compare, computable, energy
+from wcompress.fidelity import compare, computable, energy, farthest
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.floating]
 
 _MOST_EXACT = 1.0  # times the energy of the coded weights: at most 3 dB
+
+
+def fits_singles(array: npt.NDArray[np.floating]) -> bool:
+    """Whether float32 has room for these numbers, and for what is made of them."""
+    largest = farthest(array)
+    return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
 
 
 class ModelWeights:

@@ -18,7 +18,7 @@ from wcompress.codec.context_encoder import ContextEncoder
 from wcompress.codec.context_model import ContextModel
 from wcompress.codec.fine import encode_fine
 from wcompress.codec.floors import FINE_RANGE_DB, about_db, fine_sqnr_db, lowered
-from wcompress.codec.model_weights import ModelWeights
+from wcompress.codec.model_weights import ModelWeights, fits_singles
 from wcompress.codec.own_scales import OwnScales
 from wcompress.codec.solution import EncoderConfig, Solution, finest_step
 from wcompress.codec.step_search import Bisection, Target
@@ -27,7 +27,7 @@ from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing
 from wcompress.deadline import Deadline
 from wcompress.entropy.tables import TableTooWideError
 from wcompress.errors import TargetUnreachable
-from wcompress.fidelity import computable, energy, farthest
+from wcompress.fidelity import computable, energy
 from wcompress.progress import Progress, part
 from wcompress.quantize.trellis import N_STATES, trellis
 
@@ -50,12 +50,6 @@ _FLOOR_TOLERANCE_DB = 0.05
 _MOST_CORRECTIONS = 3
 _MOST_BYTES_LEFT = 0.015  # of a target of bytes
 _SMALL_STATES = {3: 256, 4: 1024, 5: 16384, 6: 16384, 7: 16384, 8: 16384}
-
-
-def _fits_singles(array: npt.NDArray[np.floating]) -> bool:
-    # Whether float32 has room for it, and for what is made of it.
-    largest = farthest(array)
-    return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
 
 
 class VaeSearch:
@@ -117,7 +111,7 @@ class VaeSearch:
         self._correction = 0
         self._floors = floors
         self.slack = 0.4 if effort > 6 else 1.0  # of how far beyond the target is near enough
-        wide = n_weights <= _SMALL_MODEL or not all(_fits_singles(array) for array in arrays)
+        wide = n_weights <= _SMALL_MODEL or not all(fits_singles(array) for array in arrays)
         self.model = ModelWeights(
             coded, self.sequencing, np.float64 if wide else np.float32, counted_by, exact_energy, ties or {}
         )
