@@ -25,8 +25,6 @@ Positions = npt.NDArray[np.int64]
 
 _GAPS, _BITMAP, _RUNS = range(3)
 _POSITION_BYTES = 8
-_SAMPLE = 1 << 16
-_MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
 
 
 def without_exceptions(tensor: torch.Tensor, places: Positions) -> torch.Tensor:

@@ -64,7 +64,7 @@ class ModelWeights:
         self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], dtype)
         self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
         self.aside: dict[str, Positions] = {}
-        own = energy(self.as_counted(OwnScales.plain(len(coded)))[0])
+        own = energy(self.as_counted(np.ones(1))[0])
         self.exact_share = min(exact_energy / own, _MOST_EXACT) if own else 0.0
         self.signal = own * (1 + self.exact_share)
 
@@ -77,13 +77,15 @@ class ModelWeights:
     def _groups(self) -> list[Groups]:
         return [Groups.of(self._sequencing, index) for index in range(len(self._sequencing.shapes))]
 
-    def as_counted(self, own_scales: OwnScales) -> tuple[Weights, Floats]:
-        """The weights, and what their steps are multiplied by, `[n_weights]` or `[1]`, as errors count."""
-        n_weights = self._sequencing.n_weights
-        multipliers = own_scales.multipliers(self._sequencing, 0, n_weights)
+    def as_counted(self, multipliers: Floats) -> tuple[Weights, Floats]:
+        """The weights, and what their steps are multiplied by, as errors count.
+
+        Args:
+            multipliers: of the steps, `[n_weights]` or `[1]`, as `OwnScales.multipliers` gives them.
+        """
         if self._counted_by is None:
             return self.weights, multipliers
-        counted = self._counted_by.multipliers(self._sequencing, 0, n_weights)
+        counted = self._counted_by.multipliers(self._sequencing, 0, self._sequencing.n_weights)
         return self.weights / counted, multipliers / counted
 
     def capped(self, own_scales: OwnScales, sqnr_db: float) -> OwnScales:

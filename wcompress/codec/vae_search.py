@@ -138,7 +138,7 @@ class VaeSearch:
         """Quantise under these scales from now on."""
         self.own_scales = own_scales
         self._multipliers = own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
-        self._counted = self.model.as_counted(own_scales)
+        self._counted = self.model.as_counted(self._multipliers)
         self._encoder: ContextEncoder | ClassEncoder = kind(self._scaled(), self.sequencing, config)
 
     def _scaled(self) -> Weights:
@@ -166,7 +166,8 @@ class VaeSearch:
         """SQNR of the coded tensors, dB, as it is counted."""
         weights, multipliers = self._counted
         if solution.own_scales is not None and solution.own_scales != self.own_scales:
-            weights, multipliers = self.model.as_counted(solution.own_scales)
+            multipliers = solution.own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
+            weights, multipliers = self.model.as_counted(multipliers)
         noise = self.code(solution).squared_error(weights, multipliers, solution.ratios)
         return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
 
