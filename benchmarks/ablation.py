@@ -29,7 +29,7 @@ from benchmarks.models import (
     n_params,
     pack_and_load,
 )
-from wcompress.codec import vae_search
+from wcompress.codec.rate_control import search as vae_search
 
 _DB_A_BIT = 6.0206
 VARIANTS = ("tables", "tables and VAE", "context", "context and VAE")

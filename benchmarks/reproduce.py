@@ -24,8 +24,8 @@ import torch
 from benchmarks.common import RESULTS, write_result
 from wcompress.blocks import from_blocks, to_blocks
 from wcompress.checkpoint import read_checkpoint
-from wcompress.codec.elements import round_to_dtype
-from wcompress.codec.paper import coarsest_decoder, root_mean_square
+from wcompress.codec.methods.paper import coarsest_decoder, root_mean_square
+from wcompress.codec.storage.dtypes import round_to_dtype
 from wcompress.evaluate import score
 from wcompress.report.reproduce import reproduce
 from wcompress.tasks import load_mnist, load_task

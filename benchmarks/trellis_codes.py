@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.common import write_result
 from benchmarks.models import argument_parser
-from wcompress.quantize.search import search
-from wcompress.quantize.trellis import PARITY_CHECKS, Trellis, coded, quantisers
+from wcompress.codec.quantiser.trellis import PARITY_CHECKS, Trellis, coded, quantisers
+from wcompress.codec.quantiser.viterbi import search
 from wcompress.threads import n_work_threads
 
 LIMIT = 40

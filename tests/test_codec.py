@@ -19,9 +19,9 @@ from safetensors import safe_open
 import wcompress
 from tests.conftest import SMALL
 from wcompress.archive import ArchiveReader, ArchiveWriter
-from wcompress.codec.elements import round_to_dtype
-from wcompress.codec.manifest import Manifest, TensorEntry
-from wcompress.codec.raw import decode_raw, encode_raw
+from wcompress.codec.container.manifest import Manifest, TensorEntry
+from wcompress.codec.storage.dtypes import round_to_dtype
+from wcompress.codec.storage.exact import decode_raw, encode_raw
 from wcompress.errors import (
     ArchiveError,
     ChecksumMismatch,

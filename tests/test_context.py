@@ -10,18 +10,18 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from wcompress.codec import context_model
-from wcompress.codec.context_encoder import ContextEncoder, _most_saved
-from wcompress.codec.context_model import N_SETS, ContextModel, ScaleNetwork
-from wcompress.codec.scales import ScaleModel
-from wcompress.codec.solution import EncoderConfig
-from wcompress.codec.weights import Sequencing
+from wcompress.codec.models.context import model as context_model
+from wcompress.codec.models.context.encoder import ContextEncoder, _most_saved
+from wcompress.codec.models.context.model import N_SETS, ContextModel, ScaleNetwork
+from wcompress.codec.models.scale_prior import ScaleModel
+from wcompress.codec.quantiser.sequence import Sequencing
+from wcompress.codec.quantiser.trellis import Trellis, trellis
+from wcompress.codec.rate_control.solution import EncoderConfig
 from wcompress.entropy import context
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.entropy.context import N_TAPS
 from wcompress.entropy.workspace import N_FEATURES
 from wcompress.errors import ArchiveError
-from wcompress.quantize.trellis import Trellis, trellis
 from wcompress.vae import prior_training
 from wcompress.vae.prior import N_CLASSES, PriorDecoder
 

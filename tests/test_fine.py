@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 
 from tests.test_lossless import damaged
-from wcompress.codec.fine import decode_fine, encode_fine
-from wcompress.codec.manifest import TensorEntry
+from wcompress.codec.container.manifest import TensorEntry
+from wcompress.codec.storage.near_exact import decode_fine, encode_fine
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import same_bits
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wcompress
-from wcompress.codec.floors import Floors
-from wcompress.codec.own_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales
 from wcompress.codec.plan import plan_tensors
-from wcompress.codec.weights import Sequencing
+from wcompress.codec.quantiser.sequence import Sequencing
+from wcompress.codec.quantiser.step_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales
+from wcompress.codec.rate_control.floors import Floors
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.fidelity import compare, same_bits
 
@@ -241,7 +241,7 @@ def test_scales_are_read_as_they_were_written(shape: tuple[int, ...], kind: int)
     if kind > FIRST and len(shape) < 2:
         return
     sequencing = Sequencing((shape,), ("columns" if len(shape) > 1 else "rows",), 64, 4)
-    from wcompress.codec.own_scales import n_exponents
+    from wcompress.codec.quantiser.step_scales import n_exponents
 
     generator = torch.Generator().manual_seed(0)
     row = tuple(torch.randint(-40, 40, (n_exponents(kind, shape),), generator=generator).tolist())

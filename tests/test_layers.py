@@ -15,7 +15,7 @@ PACKAGE = Path(wcompress.__file__).parent
 LAYERS = [
     ["errors", "interrupts"],
     ["wire", "files", "device", "deadline", "fidelity", "threads", "compiled", "progress"],
-    ["checkpoint", "blocks", "quantize", "entropy", "archive", "tasks"],
+    ["checkpoint", "blocks", "entropy", "archive", "tasks"],
     ["vae"],
     ["codec"],
     ["evaluate"],
@@ -55,7 +55,7 @@ def test_unpacking_loads_no_training_code() -> None:
     code = (
         "import sys, wcompress; wcompress.load; wcompress.unpack; wcompress.verify\n"
         "names = ('vae.training', 'vae.prior_training', 'vae.networks', 'vae.context_training', 'tasks',"
-        " 'codec.context_encoder', 'codec.class_encoder')\n"
+        " 'codec.models.context.encoder', 'codec.models.class_tables.encoder')\n"
         "bad = {f'wcompress.{name}' for name in names} & set(sys.modules)\n"
         "assert not bad, bad"
     )

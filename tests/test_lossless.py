@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from wcompress.codec.lossless import LosslessReader, encode_lossless
-from wcompress.codec.manifest import TensorEntry
+from wcompress.codec.container.manifest import TensorEntry
+from wcompress.codec.methods.lossless import LosslessReader, encode_lossless
 from wcompress.entropy.arrays import pack_array, unpack_array
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.entropy.histogram import MAX_SYMBOLS, ArrayDecoder, Histogram, encode_arrays, fit_histogram

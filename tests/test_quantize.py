@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from wcompress.codec.levels import Levels
+from wcompress.codec.quantiser.reconstruction import Levels
+from wcompress.codec.quantiser.trellis import N_STATES, group, interleave, quantisers, trellis
+from wcompress.codec.quantiser.viterbi import search
 from wcompress.errors import ArchiveError
-from wcompress.quantize.search import search
-from wcompress.quantize.trellis import N_STATES, group, interleave, quantisers, trellis
 
 UNITS = np.array([0, 40, 100], np.int64)
 

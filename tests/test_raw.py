@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 
 from tests.test_lossless import DTYPES, damaged
-from wcompress.codec.elements import tensor_from_bytes
-from wcompress.codec.manifest import TensorEntry
-from wcompress.codec.raw import decode_raw, encode_raw, exact_bytes
-from wcompress.codec.units import MAX_GROWTH, pack_words, unpack_words
+from wcompress.codec.container.manifest import TensorEntry
+from wcompress.codec.storage.dtypes import tensor_from_bytes
+from wcompress.codec.storage.exact import decode_raw, encode_raw, exact_bytes
+from wcompress.codec.storage.units import MAX_GROWTH, pack_words, unpack_words
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import same_bits
 from wcompress.wire import ByteCursor, encode_varint

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from wcompress.codec.raw import exact_bytes
-from wcompress.codec.recognise import recognise
+from wcompress.codec.storage.exact import exact_bytes
+from wcompress.codec.storage.recognise import recognise
 
 GENERATOR = torch.Generator().manual_seed(0)
 HALVES = [torch.float32, torch.float16, torch.bfloat16]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import wcompress
-from wcompress.codec import encoding, packing, vae_search
+from wcompress.codec import encoding, packing
 from wcompress.codec.options import PackOptions
+from wcompress.codec.rate_control import search as vae_search
 from wcompress.errors import TargetUnreachable
 
 

@@ -13,24 +13,31 @@ import torch
 
 import wcompress
 from wcompress.archive import ArchiveReader
-from wcompress.codec import plan, vae_search
-from wcompress.codec.context_model import check_length
-from wcompress.codec.levels import Levels
-from wcompress.codec.manifest import TensorEntry
+from wcompress.codec import plan
+from wcompress.codec.container.manifest import TensorEntry
+from wcompress.codec.methods.trellis import VaeReader
+from wcompress.codec.models.class_tables.tables import (
+    ClassTables,
+    count_symbols,
+    decode_symbols,
+    encode_symbols,
+    fit_tables,
+)
+from wcompress.codec.models.context.model import check_length
+from wcompress.codec.models.scale_prior import ScaleModel
 from wcompress.codec.options import PackOptions
-from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.own_scales_rule import multiplier, own_scales
-from wcompress.codec.scales import ScaleModel
-from wcompress.codec.solution import EncoderConfig, Solution
-from wcompress.codec.step_search import Target
-from wcompress.codec.symbols import ClassTables, count_symbols, decode_symbols, encode_symbols, fit_tables
-from wcompress.codec.vae_method import VaeReader
-from wcompress.codec.vae_search import VaeSearch
-from wcompress.codec.weights import LAYOUTS, Sequencing, choose_layout
+from wcompress.codec.quantiser.reconstruction import Levels
+from wcompress.codec.quantiser.sequence import LAYOUTS, Sequencing, choose_layout
+from wcompress.codec.quantiser.step_scales import OwnScales
+from wcompress.codec.quantiser.trellis import N_STATES, quantisers, trellis
+from wcompress.codec.rate_control import search as vae_search
+from wcompress.codec.rate_control.search import VaeSearch
+from wcompress.codec.rate_control.solution import EncoderConfig, Solution
+from wcompress.codec.rate_control.step_rule import multiplier, own_scales
+from wcompress.codec.rate_control.step_search import Target
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError, OptionError, TargetUnreachable
 from wcompress.fidelity import compare, same_bits
-from wcompress.quantize.trellis import N_STATES, quantisers, trellis
 from wcompress.vae.prior import N_CLASSES, PriorDecoder, classes_of
 
 SMALL_VAE = PackOptions(method="vae", block_size=256, latent_dim=8, effort=2, device="cpu")

@@ -12,9 +12,9 @@ import torch
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.cli import run
+from wcompress.codec.container.manifest import Manifest
 from wcompress.codec.encoding import Encoded, Progress
 from wcompress.codec.given import GivenSymbols, encode_given
-from wcompress.codec.manifest import Manifest
 from wcompress.codec.options import PackOptions
 from wcompress.codec.packing import pack_and_restore
 from wcompress.codec.reading import verify

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import wcompress
-from wcompress.codec.manifest import METHOD_VERSIONS
+from wcompress.codec.container.manifest import METHOD_VERSIONS
 
 FOLDER = Path(__file__).parent
 

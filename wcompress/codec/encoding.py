@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.exceptions import encode_exceptions
-from wcompress.codec.floors import Floors
-from wcompress.codec.lossless import encode_lossless
-from wcompress.codec.manifest import Manifest, TensorEntry
+from wcompress.codec.container.manifest import Manifest, TensorEntry
+from wcompress.codec.methods.lossless import encode_lossless
 from wcompress.codec.options import PackOptions
-from wcompress.codec.own_scales import OwnScales
-from wcompress.codec.own_scales_rule import default_sqnr_db, multiplier, own_scales, scales_that_count
 from wcompress.codec.plan import Plan, plan_tensors
-from wcompress.codec.raw import encode_raw
-from wcompress.codec.solution import Solution
-from wcompress.codec.step_search import Target
-from wcompress.codec.vae_search import SQNR_MULTIPLIER, VaeSearch
+from wcompress.codec.quantiser.step_scales import OwnScales
+from wcompress.codec.rate_control.floors import Floors
+from wcompress.codec.rate_control.search import SQNR_MULTIPLIER, VaeSearch
+from wcompress.codec.rate_control.solution import Solution
+from wcompress.codec.rate_control.step_rule import default_sqnr_db, multiplier, own_scales, scales_that_count
+from wcompress.codec.rate_control.step_search import Target
+from wcompress.codec.storage.exact import encode_raw
+from wcompress.codec.storage.exceptions import encode_exceptions
 from wcompress.deadline import Deadline
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import Worst
@@ -113,7 +113,7 @@ def _paper(
     device: str,
     progress: Progress | None,
 ) -> Encoded:
-    from wcompress.codec.paper import encode_paper
+    from wcompress.codec.methods.paper import encode_paper
     from wcompress.vae.training import TrainingConfig
 
     config = TrainingConfig(

@@ -16,17 +16,17 @@ import torch
 
 from wcompress.archive import frame_bytes
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.context_encoder import ContextEncoder
 from wcompress.codec.encoding import Encoded
-from wcompress.codec.fine import encode_fine
-from wcompress.codec.levels import Levels
-from wcompress.codec.own_scales import OwnScales
+from wcompress.codec.methods.trellis import VaeCode
+from wcompress.codec.models.context.encoder import ContextEncoder
 from wcompress.codec.plan import plan_tensors
-from wcompress.codec.raw import encode_raw
-from wcompress.codec.solution import EncoderConfig
-from wcompress.codec.vae_method import VaeCode
-from wcompress.codec.weights import CONTEXT_UNIT_BLOCKS, Sequencing, choose_layout
-from wcompress.quantize.trellis import trellis
+from wcompress.codec.quantiser.reconstruction import Levels
+from wcompress.codec.quantiser.sequence import CONTEXT_UNIT_BLOCKS, Sequencing, choose_layout
+from wcompress.codec.quantiser.step_scales import OwnScales
+from wcompress.codec.quantiser.trellis import trellis
+from wcompress.codec.rate_control.solution import EncoderConfig
+from wcompress.codec.storage.exact import encode_raw
+from wcompress.codec.storage.near_exact import encode_fine
 
 Ints = npt.NDArray[np.int32]
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from wcompress.blocks import BLOCK_SIZE
-from wcompress.codec.manifest import METHODS
+from wcompress.codec.container.manifest import METHODS
 from wcompress.device import DEVICES
 from wcompress.errors import OptionError
 

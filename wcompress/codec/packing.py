@@ -15,10 +15,10 @@ import torch
 
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
+from wcompress.codec.container.manifest import METHOD_VERSIONS, Manifest
 from wcompress.codec.encoding import Encoded, Progress, encode
-from wcompress.codec.floors import Floors
-from wcompress.codec.manifest import METHOD_VERSIONS, Manifest
 from wcompress.codec.options import PackOptions
+from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import PackResult

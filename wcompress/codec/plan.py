@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.exceptions import Positions, without_exceptions
-from wcompress.codec.manifest import CODED_DTYPES, TensorEntry
-from wcompress.codec.own_scales import RUN
-from wcompress.codec.recognise import recognise
+from wcompress.codec.container.manifest import CODED_DTYPES, TensorEntry
+from wcompress.codec.quantiser.step_scales import RUN
+from wcompress.codec.storage.exceptions import Positions, without_exceptions
+from wcompress.codec.storage.recognise import recognise
 from wcompress.fidelity import LEAST_ROW, computable, largest_magnitude
 
 LARGEST = 1e100
@@ -61,7 +61,7 @@ class Plan:
         return sum(float(v[v.isfinite()].square().sum()) for v in values)
 
     def exception_rows(self, aside: Mapping[str, Positions]) -> list[tuple[int, Positions, torch.Tensor]]:
-        """As `wcompress.codec.exceptions.encode_exceptions` takes them.
+        """As `wcompress.codec.storage.exceptions.encode_exceptions` takes them.
 
         Args:
             aside: further positions by name of a coded tensor.

@@ -12,11 +12,11 @@ import torch
 
 from wcompress.archive import ArchiveReader
 from wcompress.checkpoint import Checkpoint, read_checkpoint, state_metadata
-from wcompress.codec.elements import entry_dtype, tensor_bytes
-from wcompress.codec.manifest import Manifest, TensorEntry
-from wcompress.codec.paper import root_mean_square
+from wcompress.codec.container.manifest import Manifest, TensorEntry
+from wcompress.codec.methods.paper import root_mean_square
 from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
+from wcompress.codec.storage.dtypes import entry_dtype, tensor_bytes
 from wcompress.errors import ArchiveError, ChecksumMismatch
 from wcompress.fidelity import compare, is_finite, same_bits
 from wcompress.wire import encode_varint

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from wcompress.codec.exceptions import Positions, decode_exceptions, with_exceptions
-from wcompress.codec.fine import decode_fine
-from wcompress.codec.lossless import LosslessReader
-from wcompress.codec.manifest import METHOD_VERSIONS, Manifest, TensorEntry
-from wcompress.codec.paper import PaperReader
-from wcompress.codec.raw import decode_raw
-from wcompress.codec.vae_method import VaeReader
+from wcompress.codec.container.manifest import METHOD_VERSIONS, Manifest, TensorEntry
+from wcompress.codec.methods.lossless import LosslessReader
+from wcompress.codec.methods.paper import PaperReader
+from wcompress.codec.methods.trellis import VaeReader
+from wcompress.codec.storage.exact import decode_raw
+from wcompress.codec.storage.exceptions import Positions, decode_exceptions, with_exceptions
+from wcompress.codec.storage.near_exact import decode_fine
 
 if TYPE_CHECKING:
     from wcompress.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from wcompress.codec.floors import Floors
+from wcompress.codec.rate_control.floors import Floors
 from wcompress.fidelity import TensorError, Worst
 
 if TYPE_CHECKING:

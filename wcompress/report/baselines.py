@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from wcompress.checkpoint import dtype_from_name, dtype_name
-from wcompress.codec.elements import round_to_dtype
+from wcompress.codec.storage.dtypes import round_to_dtype
 from wcompress.evaluate import score
 from wcompress.fidelity import as_bytes, is_finite
 from wcompress.progress import Progress

@@ -1,7 +1,8 @@
 """Training what tells a weight's scale from the weights before it, on its size in bits.
 
 The loss is what the weights take under a distribution of the predicted scale, half Laplacian, half Gaussian, as in
-`wcompress.codec.rates`; with latents, their bits and those of the decoder are added and the loss is the negative ELBO.
+`wcompress.codec.models.context.rates`; with latents, their bits and those of the decoder are added and the loss is the
+negative ELBO.
 
 Source: Minnen et al., "Joint autoregressive and hierarchical priors for learned image compression", arXiv 1809.02736.
 """

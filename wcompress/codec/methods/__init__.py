@@ -1,0 +1,1 @@
+"""What each method stores, and how that is restored."""

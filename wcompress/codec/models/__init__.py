@@ -1,0 +1,1 @@
+"""What symbols are coded under."""

@@ -1,0 +1,1 @@
+"""Frequency tables, a pair for each class of scales."""

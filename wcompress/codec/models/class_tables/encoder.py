@@ -1,0 +1,264 @@
+"""Finding what method `vae` stores: layout, scales, symbols, tables, levels, at one step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from wcompress.codec.models.class_tables.model import ClassModel
+from wcompress.codec.models.class_tables.tables import (
+    LOW_BITS,
+    ClassTables,
+    count_symbols,
+    fit_tables,
+    symbol_bits,
+    upper,
+)
+from wcompress.codec.models.context.rates import magnitudes_guessed
+from wcompress.codec.models.scale_prior import ScaleModel, fit_latent_table
+from wcompress.codec.quantiser.reconstruction import Levels
+from wcompress.codec.quantiser.sequence import Sequencing
+from wcompress.codec.quantiser.trellis import Trellis, quantisers
+from wcompress.codec.quantiser.viterbi import search
+from wcompress.codec.rate_control.solution import EncoderConfig, InSteps, Moments, Solution, with_energy
+from wcompress.entropy.bits import BitWriter
+from wcompress.vae.prior import (
+    LOWEST_SCALE,
+    N_CLASSES,
+    UNITS_PER_CLASS,
+    UNITS_PER_OCTAVE,
+    WEIGHT_BITS,
+    PriorDecoder,
+    classes_of,
+)
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int32]
+
+_TRAINING_BLOCKS = 512
+
+
+def sub_features(magnitudes: npt.NDArray[np.floating], sequencing: Sequencing) -> Floats:
+    """log₂ of the mean magnitude of each sub-block, `[n_sub_blocks]`, from magnitudes in steps."""
+    size = sequencing.sub_size
+    n_sub = -(-len(magnitudes) // size)
+    padded = np.zeros(n_sub * size)
+    padded[: len(magnitudes)] = magnitudes
+    counts = np.full(n_sub, size)
+    counts[-1] = len(magnitudes) - (n_sub - 1) * size
+    features: Floats = np.log2(padded.reshape(n_sub, size).sum(1) / counts + 2.0**-8)
+    return features
+
+
+def base_scales(weights: npt.NDArray[np.floating], step: float, sequencing: Sequencing) -> tuple[int, ...]:
+    """log₂ of each tensor's mean magnitude in steps, in units of 1/8 octave."""
+    bases = []
+    for start, end in zip(sequencing.starts[:-1], sequencing.starts[1:], strict=True):
+        mean = float(np.abs(weights[start:end]).mean(dtype=np.float64)) / step if end > start else 0.0
+        bases.append(max(-64, min(200, round(UNITS_PER_OCTAVE * math.log2(mean + 2.0**-8)))))
+    return tuple(bases)
+
+
+def parametric_rates(machine: Trellis, limit: int) -> npt.NDArray[np.float32]:
+    """Code lengths before any table is known, float32 `[N_CLASSES, 2, 2·limit + 1]`."""
+    octaves = (LOWEST_SCALE + UNITS_PER_CLASS * np.arange(N_CLASSES)) / UNITS_PER_OCTAVE
+    zero, rest = magnitudes_guessed(np.exp2(octaves), machine, limit)
+    p = np.concatenate([rest[:, :, ::-1] / 2, zero[:, :, None], rest / 2], axis=2)
+    rates: npt.NDArray[np.float32] = -np.log2(p).astype(np.float32)
+    return rates
+
+
+def table_rates(tables: ClassTables, fallback: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Code lengths under tables, with `fallback` for classes that have none, same shape."""
+    rates = fallback.copy()
+    limit = rates.shape[2] // 2
+    k = np.arange(-limit, limit + 1, dtype=np.int32)
+    for cls, owner in enumerate(tables.owner):
+        if owner < 0:
+            continue
+        head = upper(k, int(LOW_BITS[cls]))
+        for quantiser, table in enumerate(tables.pairs[owner]):
+            bits, edge = table.bits, table.limit
+            inside = bits[np.clip(head + edge, 0, 2 * edge)]
+            # Beyond the table symbols are possible, since tables are fitted again, but dear.
+            rates[cls, quantiser] = inside + LOW_BITS[cls] + 3.0 * np.maximum(np.abs(head) - edge, 0)
+    return rates
+
+
+class ClassEncoder:
+    """Looks for the cheapest way to store one sequence of weights at a given step under class tables.
+
+    Args:
+        weights: float32 or float64 `[n]`, already divided by their tensors' own scales.
+        sequencing: where tensors, blocks and units lie.
+        config: how hard to look.
+    """
+
+    def __init__(self, weights: npt.NDArray[np.floating], sequencing: Sequencing, config: EncoderConfig) -> None:
+        self.weights = weights
+        self.sequencing = sequencing
+        self.config = config
+
+    def solve(self, step: float, start: Solution | None = None) -> Solution:
+        """The best solution found at `step`.
+
+        Args:
+            step: the quantisation step.
+            start: a solution at a similar step, whose tables and prior are the first guess.
+        """
+        config = self.config
+        x = InSteps(self.weights, step)
+        bases = base_scales(self.weights, step, self.sequencing)
+        static = ScaleModel(bases, None, np.zeros((0, self.sequencing.latent_dim), np.int64))
+        scales = static
+        levels = Levels()
+        fallback = rates = parametric_rates(config.machine, x.symbol_limit(config.machine))
+        if start is not None:
+            assert isinstance(start.model, ClassModel)
+            scales, levels = start.model.scales, start.levels
+            # Within a class's width the classes stay, and tables follow: the size then has no jumps in the step.
+            moved = UNITS_PER_CLASS * round(UNITS_PER_OCTAVE / UNITS_PER_CLASS * math.log2(start.step / step))
+            scales = replace(scales, bases=tuple(base + moved for base in scales.bases))
+            rates = table_rates(start.model.tables, fallback)
+        solution = None
+        n_passes = config.passes + (start is None)
+        for number in range(n_passes):
+            if number == 1 and start is None and config.use_prior and len(x):
+                assert solution is not None
+                scales = self._with_prior(static, solution, rates)
+            known = solution or start
+            multiplier = config.multiplier
+            if known is not None and len(x):
+                multiplier = config.multiplier_at(known.symbol_bits / len(x))
+            solution = self._pass(x, scales, levels, rates, multiplier)
+            levels = solution.levels
+            assert isinstance(solution.model, ClassModel)
+            rates = table_rates(solution.model.tables, fallback)
+        assert solution is not None
+        return solution
+
+    def _pass(
+        self,
+        x: InSteps,
+        scales: ScaleModel,
+        levels: Levels,
+        rates: npt.NDArray[np.float32],
+        multiplier: float,
+    ) -> Solution:
+        machine, sequencing = self.config.machine, self.sequencing
+        classes, shift = scales.classes(sequencing.tensor_of_sub), sequencing.sub_shift
+        symbols = search(
+            x,
+            sequencing.unit_starts,
+            classes,
+            shift,
+            machine,
+            levels.array(machine, rates.shape[2] // 2),
+            rates,
+            multiplier,
+        )
+        which = quantisers(symbols, sequencing.unit_starts, machine)
+        counts = count_symbols(symbols, which, classes, shift)
+        tables = fit_tables(counts)
+        moments = Moments.of(x, symbols, which, machine)
+        levels = moments.centroids()
+        if self.config.keep_energy:
+            levels = with_energy(levels, moments)
+        return Solution(x.step, machine, ClassModel(scales, tables), levels, symbols, None, symbol_bits(counts, tables))
+
+    def _with_prior(self, static: ScaleModel, solution: Solution, rates: npt.NDArray[np.float32]) -> ScaleModel:
+        from wcompress.vae.prior_training import PriorConfig, train_prior
+
+        sequencing, machine = self.sequencing, self.config.machine
+        # Only the rates' shape over classes matters here; classes without a table keep the parametric ones, shifted
+        # so that both kinds agree on what the trellis saves.
+        sub_size, latent_dim = sequencing.sub_size, sequencing.latent_dim
+        n_sub = len(sequencing.tensor_of_sub)
+        which = quantisers(solution.symbols, sequencing.unit_starts, machine)
+        parametric = parametric_rates(machine, rates.shape[2] // 2)
+        limit = parametric.shape[2] // 2
+        n_train = min(sequencing.n_blocks, _TRAINING_BLOCKS)
+        rng = np.random.default_rng(self.config.seed)
+        blocks = np.sort(rng.permutation(sequencing.n_blocks)[:n_train])
+        costs = np.zeros((n_train * latent_dim, N_CLASSES), np.float32)
+        positions = (blocks[:, None] * sequencing.block_size + np.arange(sequencing.block_size)).reshape(-1)
+        inside = positions < sequencing.n_weights
+        symbols = np.where(inside, solution.symbols[np.minimum(positions, sequencing.n_weights - 1)], 0)
+        side = which[np.minimum(positions, sequencing.n_weights - 1)]
+        for cls in range(N_CLASSES):
+            bits = np.where(inside, parametric[cls, side, symbols + limit], 0.0)
+            costs[:, cls] = bits.reshape(-1, sub_size).sum(1)
+        features = np.zeros(sequencing.n_blocks * latent_dim)
+        bases = np.zeros(sequencing.n_blocks * latent_dim)
+        bases[:n_sub] = np.array(static.bases)[sequencing.tensor_of_sub]
+        features[:] = bases / UNITS_PER_OCTAVE
+        features[:n_sub] = sub_features(np.abs(self.weights) / solution.step, sequencing)
+        shape = (sequencing.n_blocks, latent_dim)
+        decoder, latents = train_prior(
+            features.reshape(shape),
+            costs.reshape(n_train, latent_dim, N_CLASSES),
+            bases.reshape(shape),
+            blocks,
+            PriorConfig(steps=self.config.prior_steps, seed=self.config.seed, device=self.config.device),
+        )
+        if n_train == sequencing.n_blocks:
+            latents = refine_latents(decoder, latents, bases.reshape(shape), costs.reshape(*shape, N_CLASSES))
+        found = ScaleModel(static.bases, decoder, latents)
+        return found if self._bits(found, blocks, costs) < self._bits(static, blocks, costs) else static
+
+    def _bits(self, scales: ScaleModel, blocks: npt.NDArray[np.intp], costs: npt.NDArray[np.float32]) -> float:
+        # Of the blocks trained on, with their share of what is stored once.
+        sequencing = self.sequencing
+        classes = np.zeros(sequencing.n_blocks * sequencing.latent_dim, np.int64)
+        each = scales.classes(sequencing.tensor_of_sub)
+        classes[: len(each)] = each
+        chosen = classes.reshape(sequencing.n_blocks, -1)[blocks].reshape(-1)
+        writer = BitWriter()
+        latent_bytes = scales.write(writer)
+        stored = writer.n_bits + 8 * len(latent_bytes)
+        return float(costs[np.arange(len(chosen)), chosen].sum()) + stored * len(blocks) / sequencing.n_blocks
+
+
+def refine_latents(
+    decoder: PriorDecoder, latents: npt.NDArray[np.int64], bases: Floats, costs: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
+    """Move each latent by one where that makes symbols and latents together smaller.
+
+    Latents nine apart do not meet in the decoder, so every ninth is tried at once.
+
+    Args:
+        decoder: the prior's decoder.
+        latents: `[n_blocks, latent_dim]`.
+        bases: base scales in units of 1/8 octave, same shape.
+        costs: bits of each sub-block under each class, `[n_blocks, latent_dim, N_CLASSES]`.
+    """
+    reach = 9
+    length = latents.shape[1]
+
+    def bits_of(z: npt.NDArray[np.int64]) -> Floats:
+        classes = classes_of(bases + decoder(z) / (1 << WEIGHT_BITS))
+        return np.take_along_axis(costs, classes[:, :, None], axis=2)[:, :, 0].astype(np.float64)
+
+    for _ in range(2):
+        table = fit_latent_table(latents)
+        edge = table.limit
+        lengths = np.concatenate([[30.0], table.bits, [30.0]])
+        now = bits_of(latents)
+        for phase in range(reach):
+            for change in (1, -1):
+                tried = latents.copy()
+                tried[:, phase::reach] += change
+                tried = np.clip(tried, -edge, edge)
+                gain = now - bits_of(tried) + lengths[latents + edge + 1] - lengths[tried + edge + 1]
+                # What changes at distance up to four belongs to the latent in the middle.
+                padded = np.pad(gain, ((0, 0), (4, 4)))
+                total = sum(padded[:, 4 + d : 4 + d + length] for d in range(-4, 5))
+                better = np.zeros(latents.shape, bool)
+                better[:, phase::reach] = np.asarray(total)[:, phase::reach] > 0
+                if better.any():
+                    latents = np.where(better, tried, latents)
+                    now = bits_of(latents)
+    return latents

@@ -1,0 +1,1 @@
+"""A model that follows the symbols before."""

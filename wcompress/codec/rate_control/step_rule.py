@@ -1,0 +1,140 @@
+"""Where the step follows a tensor's own scale, so that what the network computes suffers least.
+
+A convolution followed by batch normalisation can be multiplied by anything without changing what the network computes;
+then only the error relative to each output channel counts. The checkpoint shows it: the next tensor statistics after
+the weight is a `running_var` of as many channels. Each such layer adds its relative error to the output's, so bits are
+spent best where relative squared errors go with the numbers of weights.
+
+Elsewhere a layer adds noise to the output in the proportion of its error to its energy, which asks for a step that goes
+with the energy's root, while errors summed over the model ask for one step; measured, half way is best, but all the way
+where recurrent layers have gates, and half an octave less for the recurrent weights, which act once for each time step
+(docs/decisions/0004).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from wcompress.codec.quantiser.step_scales import OwnScales
+from wcompress.fidelity import computable, energy
+
+_RECURRENT = "weight_hh"  # as torch names it
+_SHALLOW, _SHALLOW_DB, _SMALLEST_LAYER = 6, 22.0, 64
+_DEEPEST_DB, _NORM_DB, _RECURRENT_DB = 12.0, 10.0, 8.0
+_LEAST_SHARE = 2.0**-10  # of the weights: what is smaller is fine enough
+# Octaves that a step, relative to its tensor's scale, may be from that of most weights; the last is a weight's share.
+_MOST_COARSER, _MOST_FINER, _FINER_SHARE = 0.75, 4.0, 0.1
+_MULTIPLIER, _CAREFUL_MULTIPLIER = 0.15, 0.05
+
+
+def default_sqnr_db(tensors: Mapping[str, torch.Tensor]) -> float:
+    """The SQNR that a model needs where nothing is asked for, as `scales_that_count` counts it; in dB.
+
+    Each layer adds its relative error to the output, so that ten times as many take 10 dB more. Where norms keep the
+    statistics of layers, and where weights act at each of many time steps, errors count for more (docs/decisions/0007).
+
+    Args:
+        tensors: the whole model, in order.
+    """
+    n_layers = sum(t.is_floating_point() and t.ndim > 1 and t.numel() >= _SMALLEST_LAYER for t in tensors.values())
+    deeper = 10 * math.log10(max(1.0, n_layers / _SHALLOW))
+    if _followed_by_norm(tensors):
+        return _SHALLOW_DB + deeper + _NORM_DB
+    return (
+        _SHALLOW_DB + min(deeper, _DEEPEST_DB) + (_RECURRENT_DB if any(_RECURRENT in name for name in tensors) else 0)
+    )
+
+
+def multiplier(tensors: Mapping[str, torch.Tensor]) -> float:
+    """The Lagrangian that suits what a model computes, in squared steps a bit.
+
+    The larger it is, the more small weights become zero. Where norms keep the statistics of the layers that they
+    follow, and where gates are passed at each time step, that costs more than it saves.
+
+    Args:
+        tensors: the whole model, in order.
+    """
+    return _CAREFUL_MULTIPLIER if _is_gated(tensors) or _followed_by_norm(tensors) else _MULTIPLIER
+
+
+def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
+    """Exponents for the coded tensors of a model.
+
+    Args:
+        tensors: the whole model, in order.
+        coded: those of it that go under the trellis, in order.
+
+    Returns:
+        Where no tensor is followed by a norm, a scale for each tensor by its energy; otherwise a scale for each row of
+        those that are, and for each other tensor, by their mean squares and the tensor's number of weights.
+    """
+    followed = _followed_by_norm(tensors)
+    if not followed:
+        return OwnScales(tuple((exponent,) for exponent in _by_energy(coded)))
+    n_weights = sum(tensor.numel() for tensor in coded.values())
+    shares = [max(tensor.numel() / n_weights, _LEAST_SHARE) for tensor in coded.values()]
+    rows = zip(coded.items(), shares, strict=True)
+    return OwnScales(tuple(_by_row(tensor, name in followed, share) for (name, tensor), share in rows))
+
+
+def scales_that_count(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
+    """What errors are to be measured against: root mean squares, of rows that a norm follows and of other tensors."""
+    followed = _followed_by_norm(tensors)
+    return OwnScales(tuple(_by_row(tensor, name in followed, 1.0) for name, tensor in coded.items()))
+
+
+def _by_row(tensor: torch.Tensor, by_row: bool, factor: float) -> tuple[int, ...]:
+    # By mean squares times the factor.
+    rows = tensor.double().flatten(1) if by_row else tensor.double().reshape(1, -1)
+    per_row = rows.square().mean(1)
+    # A dead row has no scale; let it not be finer than 2^-16 of the liveliest.
+    least = 2.0**-32 * float(per_row.max())
+    return tuple(_exponent(factor * max(float(v), least)) for v in per_row)
+
+
+def _by_energy(coded: Mapping[str, torch.Tensor]) -> list[int]:
+    power = 0.5 if _is_gated(coded) else 0.25
+    octaves: dict[str, float] = {}
+    scales: dict[str, float] = {}
+    for name, tensor in coded.items():
+        whole = energy(computable(tensor).reshape(-1).numpy())
+        if whole > 0:
+            octaves[name] = power * math.log2(whole) - (0.5 if _RECURRENT in name else 0.0)
+            scales[name] = 0.5 * math.log2(whole / tensor.numel())
+    # The rule is about layers of one model, whose scales are much alike: of others none is to pay for the rest, neither
+    # by being much coarser than most weights nor, if it is large, by being much finer.
+    sizes = {name: coded[name].numel() for name in octaves}
+    n_weights = sum(sizes.values())
+    relative = {name: octaves[name] - scales[name] for name in octaves}
+    middle, n_coarser = 0.0, 0
+    for name in sorted(relative, key=lambda name: -relative[name]):
+        middle, n_coarser = relative[name], n_coarser + sizes[name]
+        if 2 * n_coarser >= n_weights:
+            break
+    for name, value in relative.items():
+        finest = min(_MOST_FINER, max(1.0, _FINER_SHARE * n_weights / sizes[name]))
+        octaves[name] = scales[name] + min(max(value - middle, -finest), _MOST_COARSER)
+    mean = sum(octaves[name] * size for name, size in sizes.items()) / max(n_weights, 1)
+    return [round(4 * (octaves[name] - mean)) if name in octaves else 0 for name in coded]
+
+
+def _is_gated(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return any(_RECURRENT in name and t.ndim == 2 and t.shape[0] > t.shape[1] for name, t in tensors.items())
+
+
+def _exponent(mean_square: float) -> int:
+    return round(4 * 0.5 * math.log2(mean_square)) if mean_square > 0 else 0
+
+
+def _followed_by_norm(tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    followed: set[str] = set()
+    last: str | None = None
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.ndim >= 2:
+            last = name
+        elif name.endswith("running_var") and last is not None and tensors[last].shape[0] == tensor.numel():
+            followed.add(last)
+    return followed

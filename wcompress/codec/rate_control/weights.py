@@ -1,0 +1,149 @@
+"""The coded tensors of a model as one sequence, and what errors mean for them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wcompress.codec.quantiser.sequence import Sequencing
+from wcompress.codec.quantiser.step_scales import WHOLE, OwnScales
+from wcompress.codec.rate_control.floors import Floors, Groups, Shortfalls, capped, shortfalls
+from wcompress.codec.storage.dtypes import round_to_dtype
+from wcompress.codec.storage.exceptions import Positions, without_exceptions
+from wcompress.fidelity import compare, computable, energy, farthest
+
+Floats = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.floating]
+
+_MOST_EXACT = 1.0  # times the energy of the coded weights: at most 3 dB
+
+
+def fits_singles(array: npt.NDArray[np.floating]) -> bool:
+    """Whether float32 has room for these numbers, and for what is made of them."""
+    largest = farthest(array)
+    return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
+
+
+class ModelWeights:
+    """Weights, and how their errors count.
+
+    Args:
+        coded: tensors by name.
+        sequencing: how they lie in the sequence.
+        dtype: of the sequence.
+        counted_by: errors count divided by these scales; None or no scales for as they are.
+        exact_energy: Σw² of what is kept exactly beside the weights and counts in their SQNR.
+        ties: later name → earlier name of tensors that are the same; each name counts.
+
+    Attributes:
+        weights: `[n_weights]`.
+        aside: flat positions by name of weights that were set aside, ascending.
+        exact_share: what the energy kept exactly is, as a part of the weights' own; bounded, so that what dwarfs all
+            else does not make it cheap.
+        signal: what errors are compared with.
+    """
+
+    def __init__(
+        self,
+        coded: Mapping[str, torch.Tensor],
+        sequencing: Sequencing,
+        dtype: type[np.floating],
+        counted_by: OwnScales | None,
+        exact_energy: float,
+        ties: Mapping[str, str],
+    ) -> None:
+        self._coded = dict(coded)
+        self._ties = {later: earlier for later, earlier in ties.items() if earlier in coded}
+        self._sequencing = sequencing
+        self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], dtype)
+        self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
+        self.aside: dict[str, Positions] = {}
+        own = energy(self.as_counted(np.ones(1))[0])
+        self.exact_share = min(exact_energy / own, _MOST_EXACT) if own else 0.0
+        self.signal = own * (1 + self.exact_share)
+
+    @cached_property
+    def spans(self) -> list[slice]:
+        """Where each tensor lies."""
+        return [slice(int(a), int(b)) for a, b in itertools.pairwise(self._sequencing.starts)]
+
+    @cached_property
+    def _groups(self) -> list[Groups]:
+        return [Groups.of(self._sequencing, index) for index in range(len(self._sequencing.shapes))]
+
+    def as_counted(self, multipliers: Floats) -> tuple[Weights, Floats]:
+        """The weights, and what their steps are multiplied by, as errors count.
+
+        Args:
+            multipliers: of the steps, `[n_weights]` or `[1]`, as `OwnScales.multipliers` gives them.
+        """
+        if self._counted_by is None:
+            return self.weights, multipliers
+        counted = self._counted_by.multipliers(self._sequencing, 0, self._sequencing.n_weights)
+        return self.weights / counted, multipliers / counted
+
+    def capped(self, own_scales: OwnScales, sqnr_db: float) -> OwnScales:
+        """Scales under which the floors beside an SQNR are likely kept."""
+        energies = [g.sums(np.square(self.weights[s])) for g, s in zip(self._groups, self.spans, strict=True)]
+        counts = [1.0] * len(energies)
+        if self._counted_by is not None:
+            wholes = [float(e[WHOLE][0]) for e in energies]
+            counts = [(s.stop - s.start) / e if e > 0 else 0.0 for s, e in zip(self.spans, wholes, strict=True)]
+        shapes = self._sequencing.shapes
+        return capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, Floors.at(sqnr_db))
+
+    def lacking(self, restored: Floats, sqnr_db: float, tolerance_db: float = 0.0) -> list[Shortfalls]:
+        """What each tensor lacks of the floors beside an SQNR; empty where none lacks anything.
+
+        Args:
+            restored: weights before they are rounded to their dtypes, `[n_weights]`.
+            sqnr_db: of the model.
+            tolerance_db: that may be lacking.
+        """
+        floors = Floors.at(sqnr_db - tolerance_db)
+        mean_square = energy(self.weights) / max(1, len(self.weights))
+        found = []
+        for groups, span, tensor in zip(self._groups, self.spans, self._coded.values(), strict=True):
+            weights = self.weights[span].astype(np.float64, copy=False)
+            values = restored[span]
+            if tensor.dtype not in (torch.float32, torch.float64):
+                values = computable(round_to_dtype(values, tensor.dtype)).numpy()
+            signal = groups.sums(np.square(weights))
+            noise = groups.sums(np.square(weights - values))
+            whole = float(signal[WHOLE][0])
+            reference = mean_square if self._counted_by is None else whole / max(1, len(weights))
+            found.append(shortfalls(groups, signal, noise, floors, reference))
+        return found if any(found) else []
+
+    def restored_sqnr_db(self, values: Floats) -> float:
+        """SQNR of restored weights `[n_weights]` in the tensors' dtypes, as `wcompress.fidelity.compare` pools it; dB.
+
+        Where no tensor has two dimensions, the least of any.
+        """
+        restored: dict[str, torch.Tensor] = {}
+        for index, (name, tensor) in enumerate(self._coded.items()):
+            flat = round_to_dtype(values[self.spans[index]], tensor.dtype)
+            restored[name] = self._sequencing.unflatten(index, flat)
+        tied = {later: self._coded[earlier] for later, earlier in self._ties.items()}
+        again = {later: restored[earlier] for later, earlier in self._ties.items()}
+        figures = compare(self._coded | tied, restored | again)
+        found = [e.sqnr_db for e in figures.tensors.values() if e.sqnr_db is not None]
+        sqnr_db = figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
+        return sqnr_db + 10 * math.log10(1 + self.exact_share)
+
+    def set_aside(self, places: Positions) -> None:
+        """Put zeros in these places of the sequence, int64 `[k]`, ascending; what was there is kept beside the rest."""
+        self.weights[places] = 0
+        for index, (name, tensor) in enumerate(list(self._coded.items())):
+            span = self.spans[index]
+            inside = places[(places >= span.start) & (places < span.stop)] - span.start
+            if len(inside):
+                found = np.sort(self._sequencing.places(index, inside))
+                self.aside[name] = np.union1d(self.aside.get(name, found), found).astype(np.int64)
+                self._coded[name] = without_exceptions(tensor, self.aside[name])

@@ -1,0 +1,1 @@
+"""Tensors that no trellis quantises: kept bit for bit or nearly."""

@@ -1,5 +1,0 @@
-"""Floats ↔ integer symbols.
-
-trellis   state machines, and the walk through them (decoder)
-search    the symbols that cost least (encoder)
-"""
