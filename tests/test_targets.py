@@ -9,8 +9,8 @@ import torch
 
 import wcompress
 from wcompress.codec import encoding, packing
+from wcompress.codec.container import groups
 from wcompress.codec.options import PackOptions
-from wcompress.codec.rate_control import search as vae_search
 from wcompress.errors import TargetUnreachable
 
 
@@ -87,7 +87,8 @@ def test_targets_are_met_or_refused_in_their_unit(
 def test_large_models_with_scales_by_row_meet_their_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: float
 ) -> None:
-    monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
+    monkeypatch.setattr(groups, "MOST_TOGETHER", 0)
+    monkeypatch.setattr(groups, "GROUP_SIZE", 60_000)
     scales = torch.logspace(-3, 0, 2000)[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
     model = {"w": normal(2000, 64) * scales[:, None], "v": normal(300, 300)}
     for effort in (1, 2):
@@ -108,7 +109,8 @@ def test_rounding_to_the_dtype_is_counted(tmp_path: Path, dtype: torch.dtype) ->
 def test_far_weights_of_a_large_model_cost_their_own_bytes_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
+    monkeypatch.setattr(groups, "MOST_TOGETHER", 0)
+    monkeypatch.setattr(groups, "GROUP_SIZE", 60_000)
     w = normal(400, 400)
     plain = wcompress.pack({"w": w}, tmp_path / "a.wcz", sqnr=40.0, effort=2, device="cpu")
     far = w.clone()

@@ -14,8 +14,10 @@ import torch
 import wcompress
 from wcompress.archive import ArchiveReader
 from wcompress.codec import plan
+from wcompress.codec.container import groups
 from wcompress.codec.container.manifest import TensorEntry
 from wcompress.codec.methods.trellis import VaeReader
+from wcompress.codec.models.class_tables.encoder import ClassEncoder
 from wcompress.codec.models.class_tables.tables import (
     ClassTables,
     count_symbols,
@@ -30,10 +32,9 @@ from wcompress.codec.quantiser.reconstruction import Levels
 from wcompress.codec.quantiser.sequence import LAYOUTS, Sequencing, choose_layout
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import N_STATES, quantisers, trellis
-from wcompress.codec.rate_control import search as vae_search
 from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.solution import EncoderConfig, Solution
-from wcompress.codec.rate_control.step_rule import multiplier, own_scales
+from wcompress.codec.rate_control.step_rule import StepRule, multiplier, own_scales
 from wcompress.codec.rate_control.step_search import Target
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError, OptionError, TargetUnreachable
@@ -107,22 +108,25 @@ def test_more_effort_is_smaller(tmp_path: Path) -> None:
     assert sizes[-1] < 0.93 * sizes[0]
 
 
-def test_the_prior_pays_where_scales_vary_and_is_left_out_where_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prior_pays_where_scales_vary_and_is_left_out_where_not(tmp_path: Path) -> None:
     flat = {"w": torch.randn(96, 64, generator=torch.Generator().manual_seed(0))}
     without = wcompress.pack(flat, tmp_path / "flat.wcz", SMALL_VAE, sqnr=12)
     assert without.n_latents is None
     assert without.sections.get("latents", 0) == 0
     # Under class tables; where the weights before tell the scale, latents rarely pay for themselves.
-    monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
-    options = dataclasses.replace(SMALL_VAE, effort=4)
-    varied = {"w": striped(256, 64)}
-    with_prior = wcompress.pack(varied, tmp_path / "varied.wcz", options, sqnr=12)
-    plain = wcompress.pack(varied, tmp_path / "plain.wcz", options, sqnr=12, effort=1)
-    assert with_prior.n_latents
-    assert with_prior.archive_bytes < 0.9 * plain.archive_bytes
-    assert compare(varied, wcompress.load(tmp_path / "varied.wcz")).sqnr_db == pytest.approx(with_prior.sqnr_db)
+    varied = striped(256, 64).numpy()
+    sequencing = Sequencing(((256, 64),), ("rows",), SMALL_VAE.block_size, SMALL_VAE.latent_dim)
+    weights = sequencing.flatten([varied])
+
+    def found(use_prior: bool) -> Solution:
+        config = EncoderConfig(trellis(8), use_prior=use_prior, prior_steps=300)
+        return ClassEncoder(weights, sequencing, config).solve(0.3 * float(varied.std()))
+
+    with_prior, plain = found(True), found(False)
+    assert with_prior.model.scales.latents.any()
+    assert not plain.model.scales.latents.size
+    bits = [solution.header_bits + solution.symbol_bits for solution in (with_prior, plain)]
+    assert bits[0] < 0.9 * bits[1]
 
 
 def test_weights_before_tell_scales_and_signs(tmp_path: Path) -> None:
@@ -433,7 +437,7 @@ def test_the_lagrangian_follows_the_bits(effort: int, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("effort", [1, 5])
 def test_a_weight_far_out_is_kept(effort: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Class tables end at 2047; what lies beyond asks for the context model."""
-    monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
+    monkeypatch.setattr(groups, "MOST_TOGETHER", 0)
     w = torch.randn(100, 250, generator=torch.Generator().manual_seed(0))
     w[3, 7] = 300.0
     result = wcompress.pack({"w": w}, tmp_path / "m.wcz", SMALL_VAE, effort=effort, sqnr=45)
@@ -444,7 +448,7 @@ def test_a_weight_far_out_is_kept(effort: int, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("value", [torch.finfo(torch.float32).min, 1e33, 1.4e-45, 1e-38])
 def test_large_models_of_extreme_weights(value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
+    monkeypatch.setattr(groups, "MOST_TOGETHER", 0)
     signs = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).sign()
     model = {"w": value * signs, "v": value * signs.clamp_min(0)}
     wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, sqnr=15, effort=1)
@@ -512,7 +516,14 @@ def test_a_search_takes_bounded_memory() -> None:
 
     def n_states(block_size: int) -> int:
         search = VaeSearch(
-            model, {}, OwnScales(((0,),)), block_size=block_size, latent_dim=64, effort=9, seed=0, device="cpu"
+            model,
+            {},
+            StepRule.of(model, model, by_sqnr=True),
+            block_size=block_size,
+            latent_dim=64,
+            effort=9,
+            seed=0,
+            device="cpu",
         )
         return search._encoder.config.machine.n_states
 
@@ -541,12 +552,12 @@ def test_versions_before_4_have_few_states(tmp_path: Path) -> None:
         VaeReader([entry], sections, 3)
 
 
-@pytest.mark.parametrize("small_model", [0, 1 << 21])
+@pytest.mark.parametrize("most", [0, 1 << 21])
 @pytest.mark.parametrize("effort", [1, 5])
 def test_more_bits_than_symbols_have_are_not_asked_of_them(
-    small_model: int, effort: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    most: int, effort: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vae_search, "_SMALL_MODEL", small_model)
+    monkeypatch.setattr(groups, "MOST_TOGETHER", most)
     model = {"w": striped(), "v": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
     for target in ({"ratio": 2.0}, {"bits_per_weight": 20.0}, {"bits_per_weight": 300.0}, {"sqnr": 72.0}):
         result = wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, effort=effort, force=True, **target)

@@ -20,7 +20,7 @@ from wcompress.wire import ByteCursor, encode_varint
 
 MAGIC = b"\x89WCZ"
 END_MAGIC = b"WCZ\n"
-VERSION = 5
+VERSION = 6
 
 SECTION_IDS = {
     "manifest": 1,
@@ -35,6 +35,9 @@ SECTION_IDS = {
 }
 """Literal, append-only: a name never changes its number, a number is never used again."""
 
+_GROUPED_VERSION, _GROUP_SHIFT = 6, 4
+"""From this version on the number of a section's kind has that of its group above its lower bits."""
+
 _SECTION_NAMES = {number: name for name, number in SECTION_IDS.items()}
 _HEADER = struct.Struct("<4sBB")  # magic, version, flags
 _TAIL = struct.Struct("<II4s")  # index length, CRC-32 of header + index + digest + index length, end magic
@@ -44,16 +47,17 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class SectionEntry:
-    """One row of the index: `n_bytes` bytes at `offset`, whose CRC-32 is `crc32`."""
+    """One row of the index: `n_bytes` bytes of group `group` at `offset`, whose CRC-32 is `crc32`."""
 
     name: str
+    group: int
     offset: int
     n_bytes: int
     crc32: int
 
 
 def frame_bytes(section_bytes: Iterable[int]) -> int:
-    """What header, index and trailer take for sections of these sizes; empty ones are not written."""
+    """What header, index and trailer take for sections of these sizes in one group; empty ones are not written."""
     rows = [len(encode_varint(1)) + len(encode_varint(n)) + 4 for n in section_bytes if n]
     return _HEADER.size + len(encode_varint(len(rows))) + sum(rows) + _DIGEST_BYTES + _TAIL.size
 
@@ -68,16 +72,19 @@ class ArchiveWriter:
 
     def __init__(self, path: Path, version: int = VERSION) -> None:
         self._file = path.open("xb")
-        self._header = _HEADER.pack(MAGIC, version, 0)
+        self._version, self._header = version, _HEADER.pack(MAGIC, version, 0)
         self._file.write(self._header)
         self._rows: list[bytes] = []
         self.section_bytes: dict[str, int] = {}
 
-    def add(self, name: str, payload: bytes) -> None:
-        """Append a section. Sections of one name are read back as one, in the order they were added."""
+    def add(self, name: str, payload: bytes, group: int = 0) -> None:
+        """Append a section. Sections of one name and group are read back as one, in the order they were added."""
         self._file.write(payload)
         self.section_bytes[name] = self.section_bytes.get(name, 0) + len(payload)
-        row = encode_varint(SECTION_IDS[name]) + encode_varint(len(payload))
+        number = SECTION_IDS[name]
+        if self._version >= _GROUPED_VERSION:
+            number += group << _GROUP_SHIFT
+        row = encode_varint(number) + encode_varint(len(payload))
         self._rows.append(row + struct.pack("<I", zlib.crc32(payload)))
 
     def finish(self, digest: bytes) -> dict[str, int]:
@@ -168,16 +175,22 @@ class ArchiveReader:
         if flags:
             raise UnsupportedVersion(f"{self.path}: unknown flags {flags:#04x}; update wcompress")
         self.entries = tuple(self._parse_index(index, index_offset))
+        self._of: dict[tuple[str, int], list[SectionEntry]] = {}
+        for entry in self.entries:
+            self._of.setdefault((entry.name, entry.group), []).append(entry)
 
     def _parse_index(self, index: bytes, index_offset: int) -> Iterator[SectionEntry]:
         cursor = ByteCursor(index, f"{self.path}: index")
         offset = _HEADER.size
         for _ in range(cursor.varint()):
             number, n_bytes = cursor.varint(), cursor.varint()
+            group = 0
+            if self.version >= _GROUPED_VERSION:
+                group, number = number >> _GROUP_SHIFT, number & ((1 << _GROUP_SHIFT) - 1)
             (crc32,) = struct.unpack("<I", cursor.take(4))
             if number not in _SECTION_NAMES:
                 raise ArchiveError(f"{self.path}: unknown section {number}; update wcompress")
-            yield SectionEntry(_SECTION_NAMES[number], offset, n_bytes, crc32)
+            yield SectionEntry(_SECTION_NAMES[number], group, offset, n_bytes, crc32)
             offset += n_bytes
         cursor.finish()
         if offset != index_offset:
@@ -193,13 +206,13 @@ class ArchiveReader:
             sizes[entry.name] = sizes.get(entry.name, 0) + entry.n_bytes
         return {"header": self.n_bytes - sum(sizes.values()), **sizes}
 
-    def section(self, name: str) -> bytes:
-        """The payload of a section, its checksum compared; empty when the archive has none of that name.
+    def section(self, name: str, group: int = 0) -> bytes:
+        """The payload of a group's section, its checksum compared; empty when the archive has none of that name.
 
         Raises:
             ChecksumMismatch: its bytes have changed.
         """
-        return b"".join(b"".join(self._chunks(entry)) for entry in self.entries if entry.name == name)
+        return b"".join(b"".join(self._chunks(entry)) for entry in self._of.get((name, group), ()))
 
     def check(self) -> None:
         """Compare the checksum of every section, a megabyte at a time.

@@ -133,27 +133,83 @@ def compare(original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.T
     Args:
         original, restored: name → contiguous CPU tensor.
     """
-    signal = noise = 0.0
-    max_abs_error: float | None = None
-    lossless = True
-    tensors: dict[str, TensorError] = {}
+    comparison = Comparison()
     for name, tensor in original.items():
-        other = restored[name]
+        comparison.add(name, tensor, restored[name])
+    return comparison.figures()
+
+
+class Comparison:
+    """Error figures of tensors that are measured one by one, or slab by slab."""
+
+    def __init__(self) -> None:
+        self._signal = self._noise = 0.0
+        self._largest: float | None = None
+        self._lossless = True
+        self._tensors: dict[str, list[_Sums]] = {}
+        self._pooled: dict[str, tuple[float, float]] = {}
+
+    def add(
+        self, name: str, tensor: torch.Tensor, other: torch.Tensor, *, slab_of: tuple[int, ...] | None = None
+    ) -> None:
+        """Measures a tensor, or some indices of its first dimension.
+
+        Args:
+            name: of the tensor; slabs of one tensor come one after another.
+            tensor, other: original and restored, contiguous CPU tensors of one shape.
+            slab_of: the whole tensor's shape; None where this is the whole.
+        """
         same = same_bits(tensor, other)
-        lossless = lossless and same
+        self._lossless = self._lossless and same
         if not tensor.is_floating_point() or tensor.dtype in _NOT_COMPUTABLE or not tensor.numel():
-            continue
+            return
+        shape = slab_of or tuple(tensor.shape)
         rows = _rows(tensor, other, same)
-        tensors[name] = rows.error(tensor.ndim > 1 and tensor.numel() >= LEAST_ROW * tensor.shape[0])
+        self._tensors.setdefault(name, []).append(
+            rows.sums(len(shape) > 1 and math.prod(shape) >= LEAST_ROW * shape[0])
+        )
         if rows.largest is not None:
-            max_abs_error = max(max_abs_error or 0.0, rows.largest)
-        if tensor.ndim >= 2:
-            signal += float(rows.signal.sum())
-            noise += float(rows.noise.sum())
-    measurable = math.isfinite(signal) and math.isfinite(noise) and signal > 0 and noise > 0
-    if max_abs_error is not None and not math.isfinite(max_abs_error):
-        max_abs_error = None
-    return ErrorFigures(_sqnr_db(signal, noise) if measurable else None, max_abs_error, lossless, tensors)
+            self._largest = max(self._largest or 0.0, rows.largest)
+        if len(shape) >= 2:
+            signal, noise = float(rows.signal.sum()), float(rows.noise.sum())
+            before = self._pooled.get(name, (0.0, 0.0))
+            self._pooled[name] = before[0] + signal, before[1] + noise
+            self._signal += signal
+            self._noise += noise
+
+    def tie(self, name: str, owner: str) -> None:
+        """Counts a tensor again under another name."""
+        sums = self._tensors.get(owner)
+        if sums is not None:
+            self._tensors[name] = sums
+            signal, noise = self._pooled.get(owner, (0.0, 0.0))
+            self._signal += signal
+            self._noise += noise
+
+    def figures(self) -> ErrorFigures:
+        """Of everything that was added."""
+        signal, noise = self._signal, self._noise
+        measurable = math.isfinite(signal) and math.isfinite(noise) and signal > 0 and noise > 0
+        largest = self._largest if self._largest is not None and math.isfinite(self._largest) else None
+        tensors = {name: _error(sums) for name, sums in self._tensors.items()}
+        return ErrorFigures(_sqnr_db(signal, noise) if measurable else None, largest, self._lossless, tensors)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    # Energies of weights and of errors; the least ratio of the two in a row, None where no row has errors.
+    signal: float
+    noise: float
+    poorest: float | None
+
+
+def _error(parts: list[_Sums]) -> TensorError:
+    noise = sum(part.noise for part in parts)
+    if not noise > 0:
+        return TensorError(None, None)
+    whole = _sqnr_db(sum(part.signal for part in parts), noise)
+    poorest = min((part.poorest for part in parts if part.poorest is not None), default=None)
+    return TensorError(whole, None if poorest is None else _sqnr_db(poorest, 1.0))
 
 
 @dataclass(frozen=True)
@@ -163,16 +219,10 @@ class _Rows:
     noise: npt.NDArray[np.float64]
     largest: float | None
 
-    def error(self, has_rows: bool) -> TensorError:
-        noise = float(self.noise.sum())
-        if not noise > 0:
-            return TensorError(None, None)
-        whole = _sqnr_db(float(self.signal.sum()), noise)
+    def sums(self, has_rows: bool) -> _Sums:
         some = (self.signal > 0) & (self.noise > 0)
-        if not has_rows or not some.any():
-            return TensorError(whole, None)
-        poorest = float((self.signal[some] / self.noise[some]).min())
-        return TensorError(whole, _sqnr_db(poorest, 1.0))
+        poorest = float((self.signal[some] / self.noise[some]).min()) if has_rows and some.any() else None
+        return _Sums(float(self.signal.sum()), float(self.noise.sum()), poorest)
 
 
 def _rows(tensor: torch.Tensor, other: torch.Tensor, same: bool) -> _Rows:

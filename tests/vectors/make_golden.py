@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 import wcompress
-from wcompress.codec.container.manifest import METHOD_VERSIONS
+from wcompress.codec.container import groups
+from wcompress.codec.container.manifest import GROUPED_VERSION, METHOD_VERSIONS
 
 FOLDER = Path(__file__).parent
 
@@ -34,24 +35,32 @@ def golden_tensors() -> dict[str, torch.Tensor]:
     }
 
 
+def grouped_tensors() -> dict[str, torch.Tensor]:
+    """The same with larger ones, which are cut into slabs."""
+    generator = torch.Generator().manual_seed(21)
+    long = torch.randn(5000, generator=generator)
+    table = 0.1 * torch.randn(90, 30, generator=generator)
+    table[70, 3], table[2, 2] = float("inf"), 400.0
+    return golden_tensors() | {"table": table, "long": long, "numbers": torch.arange(2500), "tied.long": long}
+
+
+def write(name: str, tensors: dict[str, torch.Tensor], method: str) -> None:
+    """An archive and its expected content, unless they are there."""
+    archive = FOLDER / f"{name}.wcz"
+    if archive.exists():
+        return
+    wcompress.pack(tensors, archive, method=method, block_size=64, latent_dim=4, hidden=(8,), effort=5, device="cpu")
+    restored = {name: tensor.clone() for name, tensor in wcompress.load(archive).items()}
+    torch.save(restored, archive.with_suffix(".pt"))
+
+
 def main() -> None:
-    """Write archive and expected content."""
+    """Write what is missing."""
     for method, version in METHOD_VERSIONS.items():
-        archive = FOLDER / f"v{version}-{method}.wcz"
-        if archive.exists():
-            continue
-        wcompress.pack(
-            golden_tensors(),
-            archive,
-            method=method,
-            block_size=64,
-            latent_dim=4,
-            hidden=(8,),
-            effort=5,
-            device="cpu",
-        )
-        restored = {name: tensor.clone() for name, tensor in wcompress.load(archive).items()}
-        torch.save(restored, archive.with_suffix(".pt"))
+        write(f"v{version}-{method}", golden_tensors(), method)
+    groups.MOST_TOGETHER, groups.GROUP_SIZE = 0, 1000
+    for method in ("vae", "lossless"):
+        write(f"v{GROUPED_VERSION}-{method}", grouped_tensors(), method)
 
 
 if __name__ == "__main__":

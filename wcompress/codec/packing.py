@@ -15,10 +15,12 @@ import torch
 
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
-from wcompress.codec.container.manifest import METHOD_VERSIONS, Manifest
-from wcompress.codec.encoding import Encoded, Progress, encode
+from wcompress.codec.container.groups import grouped
+from wcompress.codec.container.manifest import Manifest
+from wcompress.codec.encoding import Encoded, GroupedEncoding, Progress, encode, encode_plan, planned
+from wcompress.codec.group_writing import CHECKING, Written, write_groups
 from wcompress.codec.options import PackOptions
-from wcompress.codec.rate_control.floors import Floors
+from wcompress.codec.plan import Plan
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import PackResult
@@ -35,6 +37,7 @@ POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
 Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
 """Finds what to store; `encode` is one."""
 
+_SAMPLING_SHARE = 0.15
 _ENCODING_SHARE = 0.97
 """Of a pack's progress; the rest is for restoring and comparing."""
 
@@ -49,6 +52,7 @@ def pack_and_restore(
     *,
     progress: Progress | None = None,
     encoder: Encoder = encode,
+    keep_restored: bool = True,
     **overrides: Any,
 ) -> tuple[PackResult, dict[str, torch.Tensor]]:
     """Make an archive of a model.
@@ -59,10 +63,11 @@ def pack_and_restore(
         options: how to pack.
         progress: called as the work goes on.
         encoder: finds what to store.
+        keep_restored: whether the tensors that the archive restores to are wanted; a large model's are many.
         **overrides: fields of `PackOptions` by name.
 
     Returns:
-        The archive in figures, and the tensors it restores to.
+        The archive in figures, and the tensors it restores to, none where they are not wanted.
 
     Raises:
         CheckpointError: the source cannot be read.
@@ -88,17 +93,26 @@ def pack_and_restore(
     if not options.dry_run:
         for shard in checkpoint.shards:
             check_output(output, force=options.force, source=shard)
-    with one_torch_thread(), work_threads(options.threads):
-        encoded = _encode(checkpoint, options, device, progress, encoder)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(one_torch_thread())
+        stack.enter_context(work_threads(options.threads))
+        plan = planned(checkpoint, options) if encoder is encode else None
+        whole = None
+        if plan is None or options.method == "paper" or not grouped(plan.entries):
+            whole = _encode(checkpoint, options, device, progress, encoder, plan)
         if options.dry_run:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
             path = Path(folder) / "archive"
         else:
             path = stack.enter_context(atomic_output(output, force=options.force, source=source_path))
-        sections = encoded.write(path)
-        archive_bytes = path.stat().st_size
-        _check_promises(options, checkpoint, archive_bytes, encoded.figures)
+        if whole is not None:
+            written = whole.write(path)
+        else:
+            assert plan is not None
+            encoding = GroupedEncoding(plan, checkpoint, options, device, part(progress, 0.0, _SAMPLING_SHARE))
+            rest = part(progress, _SAMPLING_SHARE, 1.0)
+            written = write_groups(encoding, checkpoint, options, path, rest, keep_restored=keep_restored)
+        _check_promises(options, checkpoint, written.n_bytes, written.figures)
     result = PackResult(
         archive=os.fspath(output),
         source=source_path or "",
@@ -106,22 +120,22 @@ def pack_and_restore(
         n_params=checkpoint.n_params,
         n_tensors=len(checkpoint.tensors),
         original_bytes=checkpoint.original_bytes,
-        archive_bytes=archive_bytes,
-        n_latents=encoded.n_latents or None,
-        sections=sections,
-        sqnr_db=encoded.manifest.sqnr_db,
-        sha256=encoded.digest.hex(),
-        seconds={"total": time.perf_counter() - start, **encoded.seconds},
+        archive_bytes=written.n_bytes,
+        n_latents=written.manifest.n_latents or None,
+        sections=written.sections,
+        sqnr_db=written.manifest.sqnr_db,
+        sha256=written.digest.hex(),
+        seconds={"total": time.perf_counter() - start, **written.seconds},
         left_out=checkpoint.left_out,
         left_out_tensors=checkpoint.left_out_tensors,
-        max_abs_error=encoded.figures.max_abs_error,
+        max_abs_error=written.figures.max_abs_error,
         dry_run=options.dry_run,
-        history=encoded.history,
-        worst=encoded.manifest.worst,
-        floors=encoded.floors,
-        warnings=(*checkpoint.notes, *_unused(options), *encoded.warnings, *_poor(options, encoded.manifest.worst)),
+        history=None if whole is None else whole.encoded.history,
+        worst=written.manifest.worst,
+        floors=written.floors,
+        warnings=(*checkpoint.notes, *_unused(options), *written.warnings, *_poor(options, written.manifest.worst)),
     )
-    return result, encoded.restored
+    return result, written.restored
 
 
 def pack(
@@ -133,7 +147,7 @@ def pack(
     **overrides: Any,
 ) -> PackResult:
     """`pack_and_restore` without the tensors."""
-    return pack_and_restore(source, output, options, progress=progress, **overrides)[0]
+    return pack_and_restore(source, output, options, progress=progress, keep_restored=False, **overrides)[0]
 
 
 def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes: int, figures: ErrorFigures) -> None:
@@ -176,45 +190,47 @@ def _poor(options: PackOptions, worst: Worst | None) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    manifest: Manifest
-    payloads: dict[str, bytes]
-    restored: dict[str, torch.Tensor]
-    digest: bytes
-    n_latents: int
-    figures: ErrorFigures
-    floors: Floors | None
-    warnings: tuple[str, ...]
-    seconds: dict[str, float]
-    history: Any
+class _Whole:
+    """A model that is one group, encoded and restored again."""
 
-    def write(self, path: Path) -> dict[str, int]:
-        with ArchiveWriter(path, METHOD_VERSIONS[self.manifest.method]) as writer:
+    encoded: Encoded
+    manifest: Manifest
+    restored: dict[str, torch.Tensor]
+    figures: ErrorFigures
+    seconds: dict[str, float]
+
+    def write(self, path: Path) -> Written:
+        digest = tensors_digest(self.restored)
+        with ArchiveWriter(path, self.manifest.version) as writer:
             writer.add("manifest", self.manifest.to_bytes())
-            for name, payload in self.payloads.items():
+            for name, payload in self.encoded.payloads[0].items():
                 if payload:
                     writer.add(name, payload)
-            return writer.finish(self.digest)
+            sections = writer.finish(digest)
+        encoded = self.encoded
+        return Written(
+            self.manifest, digest, sections, self.figures, encoded.floors, encoded.warnings, self.seconds, self.restored
+        )
 
 
 def _encode(
-    checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None, encoder: Encoder
-) -> _Encoded:
+    checkpoint: Checkpoint,
+    options: PackOptions,
+    device: str,
+    progress: Progress | None,
+    encoder: Encoder,
+    plan: Plan | None,
+) -> _Whole:
     start = time.perf_counter()
-    encoded = encoder(checkpoint, options, device, part(progress, 0.0, _ENCODING_SHARE))
-    part(progress, _ENCODING_SHARE, 1.0, "checking what the archive restores to")
+    encoding = part(progress, 0.0, _ENCODING_SHARE)
+    if plan is None:
+        encoded = encoder(checkpoint, options, device, encoding)
+    else:
+        encoded = encode_plan(plan, checkpoint, options, device, encoding)
+    part(progress, _ENCODING_SHARE, 1.0, CHECKING)
     done = time.perf_counter()
     restored = restore_encoded(checkpoint, encoded)
     figures = compare(checkpoint.tensors, restored)
-    return _Encoded(
-        manifest=encoded.manifest(checkpoint, figures.sqnr_db, None if encoded.refined else figures.worst),
-        payloads=encoded.payloads,
-        restored=restored,
-        digest=tensors_digest(restored),
-        n_latents=encoded.n_latents,
-        figures=figures,
-        floors=encoded.floors,
-        warnings=encoded.warnings,
-        seconds={"encode": done - start, "check": time.perf_counter() - done},
-        history=encoded.history,
-    )
+    manifest = encoded.manifest(checkpoint, figures.sqnr_db, None if encoded.refined else figures.worst)
+    seconds = {"encode": done - start, "check": time.perf_counter() - done}
+    return _Whole(encoded, manifest, restored, figures, seconds)

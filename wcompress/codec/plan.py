@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.container.manifest import CODED_DTYPES, TensorEntry
+from wcompress.codec.container.groups import slabs
+from wcompress.codec.container.manifest import CODED_DTYPES, Part, TensorEntry
 from wcompress.codec.quantiser.step_scales import RUN
 from wcompress.codec.storage.exceptions import Positions, without_exceptions
 from wcompress.codec.storage.recognise import recognise
@@ -42,7 +43,7 @@ class Plan:
 
     Attributes:
         entries: of all tensors, in order.
-        coded, fine, raw: the tensors of each kind by name; of coded ones with zeros where there are exceptions.
+        coded, fine, raw: the tensors of each kind by name, as they are.
         exceptions: by index of the entry, ascending positions, int64 `[k]`, and the elements there, of the tensor's
             dtype `[k]`: NaN, infinities, and outliers so far out that they would hide the quality of all others.
     """
@@ -52,6 +53,28 @@ class Plan:
     fine: dict[str, torch.Tensor]
     raw: dict[str, torch.Tensor]
     exceptions: dict[int, tuple[Positions, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def to_code(self) -> Mapping[str, torch.Tensor]:
+        """The coded tensors by name, with zeros where there are exceptions; each is made when it is asked for."""
+        places = {self.entries[index].name: found for index, (found, _) in self.exceptions.items()}
+        return _ToCode(self.coded, places) if places else self.coded
+
+    def of_group(self, parts: Sequence[Part]) -> Plan:
+        """How the parts of a group are kept; its entries have their shapes."""
+        entries = slabs(self.entries, parts)
+        plan = Plan(tuple(slab.entry for slab in entries), {}, {}, {})
+        for place, slab in enumerate(entries):
+            name, kind = slab.entry.name, slab.entry.kind
+            tensor = getattr(self, kind)[name]
+            getattr(plan, kind)[name] = tensor if slab.is_whole else tensor[slab.part.start : slab.part.stop]
+            if slab.part.index in self.exceptions:
+                positions, values = self.exceptions[slab.part.index]
+                n_before = 0 if slab.is_whole else slab.part.start * (tensor.numel() // tensor.shape[0])
+                first, last = np.searchsorted(positions, [n_before, n_before + slab.entry.numel])
+                if first < last:
+                    plan.exceptions[place] = positions[first:last] - n_before, values[first:last]
+        return plan
 
     def exact_energy(self) -> float:
         """Σw² of what is not coded and counts in an SQNR all the same: finite numbers of two or more dimensions."""
@@ -77,6 +100,21 @@ class Plan:
                     places = np.concatenate([rows[index][0], places])[order]
                 rows[index] = places, values
         return [(index, *found) for index, found in sorted(rows.items())]
+
+
+class _ToCode(Mapping[str, torch.Tensor]):
+    def __init__(self, tensors: Mapping[str, torch.Tensor], places: Mapping[str, Positions]) -> None:
+        self._tensors, self._places = tensors, places
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self._tensors[name]
+        return without_exceptions(tensor, self._places[name]) if name in self._places else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def plan_tensors(
@@ -110,7 +148,6 @@ def plan_tensors(
             if len(places):
                 flat = tensor.reshape(-1)
                 plan.exceptions[index] = (places, flat[torch.from_numpy(places)])
-                tensor = without_exceptions(tensor, places)
         entries.append(TensorEntry(name, dtype, shape, kind))
         getattr(plan, kind)[name] = tensor
     return Plan(tuple(entries), plan.coded, plan.fine, plan.raw, plan.exceptions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 
 import numpy as np
@@ -12,27 +12,54 @@ import torch
 
 from wcompress.archive import ArchiveReader
 from wcompress.checkpoint import Checkpoint, read_checkpoint, state_metadata
-from wcompress.codec.container.manifest import Manifest, TensorEntry
+from wcompress.codec.container.groups import places
+from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
 from wcompress.codec.methods.paper import root_mean_square
 from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
-from wcompress.codec.storage.dtypes import entry_dtype, tensor_bytes
+from wcompress.codec.storage.dtypes import entry_dtype
 from wcompress.errors import ArchiveError, ChecksumMismatch
-from wcompress.fidelity import compare, is_finite, same_bits
+from wcompress.fidelity import as_bytes, compare, is_finite, same_bits
 from wcompress.wire import encode_varint
 
 _SQNR_TOLERANCE_DB = 0.01
 
 
+class TensorsDigest:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors in order, as docs/format.md defines it."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        """The next tensor; its bytes follow.
+
+        Args:
+            name: of it.
+            dtype: torch's name without `torch.`.
+            shape: of it.
+        """
+        for text in (name.encode(), dtype.encode()):
+            self._sha.update(encode_varint(len(text)) + text)
+        self._sha.update(b"".join(encode_varint(size) for size in (len(shape), *shape)))
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Further elements of the tensor begun, contiguous, on the CPU."""
+        if tensor.numel():
+            self._sha.update(as_bytes(tensor).numpy().data)
+
+    def digest(self) -> bytes:
+        """Of what was added so far, 32 bytes."""
+        return self._sha.digest()
+
+
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """SHA-256 over names, dtypes, shapes and bytes of tensors in order, as docs/format.md defines it, 32 bytes."""
-    sha = hashlib.sha256()
+    """`TensorsDigest` of tensors by name, 32 bytes."""
+    digest = TensorsDigest()
     for name, tensor in tensors.items():
-        for text in (name.encode(), str(tensor.dtype).removeprefix("torch.").encode()):
-            sha.update(encode_varint(len(text)) + text)
-        sha.update(b"".join(encode_varint(size) for size in (tensor.ndim, *tensor.shape)))
-        sha.update(tensor_bytes(tensor))
-    return sha.digest()
+        digest.begin(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        digest.add(tensor)
+    return digest.digest()
 
 
 class Archive:
@@ -90,13 +117,53 @@ class Archive:
         unique = {entry.name: entry for entry in owners.values()}
         restored = self._restore(list(unique.values()))
         tensors = {name: restored[owner.name] for name, owner in owners.items()}
-        if names is None and tensors_digest(tensors) != self._reader.digest:
-            raise ChecksumMismatch(
-                f"{self._reader.path}: the restored tensors differ from those that were packed"
-                f" (SHA-256 {tensors_digest(tensors).hex()}, expected {self._reader.digest.hex()}); get a fresh copy"
-            )
+        if names is None:
+            self._check_digest(tensors_digest(tensors))
         moved = {name: tensor.to(device) for name, tensor in restored.items()}
         return {name: moved[owner.name] for name, owner in owners.items()}
+
+    def each_part(self) -> Iterator[tuple[TensorEntry, Part, torch.Tensor]]:
+        """Decodes everything in order, a group at a time, and compares it with the archive's SHA-256 at the end.
+
+        Yields:
+            A tensor's entry, the part of its first dimension, and the values of that part. Ties are given again.
+
+        Raises:
+            ChecksumMismatch: the restored tensors are not those that were packed.
+            ArchiveError: the archive is damaged.
+        """
+        manifest, digest = self.manifest, TensorsDigest()
+        located = places(manifest.groups, len(manifest.tensors)) if manifest.groups else []
+        held: tuple[int, dict[str, torch.Tensor]] | None = None
+        for index, entry in enumerate(manifest.tensors):
+            digest.begin(entry.name, entry.dtype, entry.shape)
+            owner = index if entry.tie_to is None else entry.tie_to
+            for number, part in located[owner] if located else [(0, Part(owner))]:
+                if held is None or held[0] != number:
+                    held = None  # before the next one is made
+                    held = number, self._restored_group(number)
+                tensor = held[1][manifest.tensors[owner].name]
+                digest.add(tensor)
+                yield entry, Part(index, part.start, part.stop), tensor
+        self._check_digest(digest.digest())
+
+    def _restored_group(self, number: int) -> dict[str, torch.Tensor]:
+        try:
+            return self._restorer.restore_group(number)
+        except ArchiveError as error:
+            raise self._placed(error) from error
+
+    def _check_digest(self, digest: bytes) -> None:
+        if digest != self._reader.digest:
+            raise ChecksumMismatch(
+                f"{self._reader.path}: the restored tensors differ from those that were packed"
+                f" (SHA-256 {digest.hex()}, expected {self._reader.digest.hex()}); get a fresh copy"
+            )
+
+    @property
+    def sha256(self) -> str:
+        """Of the restored tensors, hexadecimal."""
+        return self._reader.digest.hex()
 
     def versions(self) -> state_metadata.Versions | None:
         """What the source's `state_dict()._metadata` said of each module; None where it had none."""

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from wcompress.codec.container.groups import places, slabs
 from wcompress.codec.container.manifest import METHOD_VERSIONS, Manifest, TensorEntry
 from wcompress.codec.methods.lossless import LosslessReader
 from wcompress.codec.methods.paper import PaperReader
 from wcompress.codec.methods.trellis import VaeReader
+from wcompress.codec.storage.dtypes import empty
 from wcompress.codec.storage.exact import decode_raw
 from wcompress.codec.storage.exceptions import Positions, decode_exceptions, with_exceptions
 from wcompress.codec.storage.near_exact import decode_fine
+from wcompress.fidelity import as_bytes
 
 if TYPE_CHECKING:
     from wcompress.checkpoint import Checkpoint
     from wcompress.codec.encoding import Encoded
 
-SectionSource = Callable[[str], bytes]
+SectionSource = Callable[[str, int], bytes]
 
 
 class CodedReader(Protocol):
@@ -32,57 +35,142 @@ class CodedReader(Protocol):
 class Restorer:
     """Restores the tensors of an archive, decoding what it is asked for.
 
+    What a group needs to be decoded is kept until another group is asked for.
+
     Args:
         manifest: of the archive.
-        section: gives a section's payload by name, empty for none.
+        section: gives a section's payload by name and group, empty for none.
         version: the archive's format version.
     """
 
     def __init__(self, manifest: Manifest, section: SectionSource, version: int) -> None:
-        self._manifest = manifest
+        self._manifest, self._section, self._version = manifest, section, version
+        groups = manifest.groups
+        self._places = places(groups, len(manifest.tensors)) if groups else []
+        self._indices = {entry.name: index for index, entry in enumerate(manifest.tensors)}
+        self._current: tuple[int, GroupRestorer] | None = None
+
+    def restore(self, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
+        """Some tensors, none of them a tie, in the order of their names.
+
+        Raises:
+            ArchiveError: the archive is damaged.
+        """
+        if not self._manifest.groups:
+            return self._group(0).restore([entry.name for entry in entries])
+        wanted: dict[int, list[str]] = {}
+        pieces: dict[str, list[torch.Tensor]] = {entry.name: [] for entry in entries}
+        for entry in entries:
+            for number, _ in self._places[self._indices[entry.name]]:
+                wanted.setdefault(number, []).append(entry.name)
+        tensors: dict[str, torch.Tensor] = {}
+        for number in sorted(wanted):
+            for name, part in self._group(number).restore(wanted[number]).items():
+                self._put(tensors, pieces, name, part)
+        return {entry.name: tensors[entry.name] for entry in entries}
+
+    def restore_group(self, number: int) -> dict[str, torch.Tensor]:
+        """All parts of one group by their tensor's name."""
+        return self._group(number).restore(None)
+
+    def _put(
+        self, tensors: dict[str, torch.Tensor], pieces: dict[str, list[torch.Tensor]], name: str, part: torch.Tensor
+    ) -> None:
+        n_parts = len(self._places[self._indices[name]])
+        if n_parts == 1:
+            tensors[name] = part
+            return
+        if not pieces[name]:  # the whole is made once; parts are written into it as they come
+            shape = self._manifest.tensors[self._indices[name]].shape
+            tensors[name] = empty(shape, part.dtype)
+        _, place = self._places[self._indices[name]][len(pieces[name])]
+        as_bytes(tensors[name][place.start : place.stop]).copy_(as_bytes(part))
+        pieces[name].append(part[:0])
+
+    def _group(self, number: int) -> GroupRestorer:
+        if self._current is None or self._current[0] != number:
+            self._current = None  # before the next one is made
+            entries = self._manifest.tensors
+            if self._manifest.groups:
+                entries = tuple(slab.entry for slab in slabs(entries, self._manifest.groups[number]))
+            section = self._section
+            restorer = GroupRestorer(
+                self._manifest.method,
+                entries,
+                lambda name: section(name, number),
+                self._version,
+                self._manifest.padding,
+            )
+            self._current = number, restorer
+        return self._current[1]
+
+
+class GroupRestorer:
+    """Restores the tensors of one group.
+
+    Args:
+        method: of the archive.
+        entries: of the group, with the shapes of its parts; of a model that is one group, of all tensors.
+        section: gives a section's payload by name, empty for none.
+        version: the archive's format version.
+        padding: zeros at the end of the last block.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        entries: Sequence[TensorEntry],
+        section: Callable[[str], bytes],
+        version: int,
+        padding: int,
+    ) -> None:
+        self._method, self._entries, self._padding = method, tuple(entries), padding
+        self._kinds = {entry.name: entry.kind for entry in entries}
         self._section = section
         self._version = version
         self._coded: CodedReader | None = None
         self._exceptions: dict[str, tuple[Positions, torch.Tensor]] | None = None
         self._whole: dict[str, dict[str, torch.Tensor]] = {}
 
-    def restore(self, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
-        """Some tensors, none of them a tie.
+    def restore(self, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        """Some tensors by name, or all that are no ties.
 
         Raises:
             ArchiveError: the archive is damaged.
         """
+        wanted = [entry.name for entry in self._entries if entry.kind != "tie"] if names is None else list(names)
         tensors: dict[str, torch.Tensor] = {}
         if self._exceptions is None:
             self._exceptions = self._open_exceptions()
-        coded = [entry.name for entry in entries if entry.kind == "coded"]
+        coded = [name for name in wanted if self._kinds[name] == "coded"]
         if coded:
             if self._coded is None:
                 self._coded = self._open_coded()
             tensors |= self._coded.restore(coded)
         for kind, decode in (("raw", decode_raw), ("fine", decode_fine)):
-            names = [entry.name for entry in entries if entry.kind == kind]
-            if names:
+            some = [name for name in wanted if self._kinds[name] == kind]
+            if some:
                 if kind not in self._whole:
-                    self._whole[kind] = decode(self._section(kind), self._manifest.of_kind(kind), self._version)
-                tensors |= {name: self._whole[kind][name] for name in names}
+                    self._whole[kind] = decode(self._section(kind), self._of_kind(kind), self._version)
+                tensors |= {name: self._whole[kind][name] for name in some}
         for name in coded:
             if name in self._exceptions:
                 tensors[name] = with_exceptions(tensors[name], *self._exceptions[name])
         return tensors
 
+    def _of_kind(self, kind: str) -> tuple[TensorEntry, ...]:
+        return tuple(entry for entry in self._entries if entry.kind == kind)
+
     def _open_exceptions(self) -> dict[str, tuple[Positions, torch.Tensor]]:
-        entries = self._manifest.tensors
-        found = decode_exceptions(self._section("exceptions"), entries, self._version)
-        return {entries[index].name: exceptions for index, exceptions in found.items()}
+        found = decode_exceptions(self._section("exceptions"), self._entries, self._version)
+        return {self._entries[index].name: exceptions for index, exceptions in found.items()}
 
     def _open_coded(self) -> CodedReader:
-        manifest, section = self._manifest, self._section
-        entries = manifest.of_kind("coded")
-        if manifest.method == "paper":
+        section, entries = self._section, self._of_kind("coded")
+        if self._method == "paper":
             payloads = [section(name) for name in ("decoder", "latents", "scales")]
-            return PaperReader(entries, manifest.padding, *payloads, coded=self._version > 2)
-        if manifest.method == "lossless":
+            return PaperReader(entries, self._padding, *payloads, coded=self._version > 2)
+        if self._method == "lossless":
             return LosslessReader(entries, section("symbols"))
         return VaeReader(
             entries, {name: section(name) for name in ("decoder", "latents", "tables", "symbols")}, self._version
@@ -91,7 +179,14 @@ class Restorer:
 
 def restore_encoded(checkpoint: Checkpoint, encoded: Encoded) -> dict[str, torch.Tensor]:
     """What a receiver will see of an encoded model, restored by the receiver's own code from the sections."""
-    owners = Restorer(
-        encoded.manifest(checkpoint), lambda name: encoded.payloads.get(name, b""), METHOD_VERSIONS[encoded.method]
-    ).restore([entry for entry in encoded.entries if entry.kind != "tie"])
+    owners = restore_group(encoded)
     return {name: owners[checkpoint.ties.get(name, name)] for name in checkpoint.tensors}
+
+
+def restore_group(encoded: Encoded) -> dict[str, torch.Tensor]:
+    """The same of a group of a model, without ties."""
+    payloads, version = encoded.payloads[0], METHOD_VERSIONS[encoded.method]
+    restorer = GroupRestorer(
+        encoded.method, encoded.entries, lambda name: payloads.get(name, b""), version, encoded.padding
+    )
+    return restorer.restore(None)

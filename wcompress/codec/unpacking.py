@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import time
@@ -10,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wcompress.checkpoint import state_metadata, write_checkpoint
+from wcompress.checkpoint.stream import CODES, SafetensorsStream
 from wcompress.codec.reading import Archive
+from wcompress.codec.storage.dtypes import entry_dtype
 from wcompress.errors import OptionError
 from wcompress.files import atomic_output, check_output
 
@@ -90,23 +94,45 @@ def unpack(
         if output is None:
             output = default_output(archive, format)
         check_output(output, force=force, source=archive)
-        summary = opened.inspect()
-        tensors = opened.load(None if only is None else _matching(opened.keys(), only))
+        sha256 = opened.sha256
         metadata = dict(opened.manifest.metadata)
         versions = opened.versions()
         metadata.pop(state_metadata.KEY, None)
-    with atomic_output(output, force=force, source=archive) as temporary:
-        write_checkpoint(temporary, tensors, format=format, metadata=metadata or None, versions=versions)
-        n_bytes = temporary.stat().st_size
+        wanted = None if only is None else _matching(opened.keys(), only)
+        n_tensors = len(opened.keys() if wanted is None else wanted)
+        if format == "safetensors" and wanted is None and _can_stream(opened):
+            with atomic_output(output, force=force, source=archive) as temporary:
+                _stream(opened, temporary, metadata or {"format": "pt"}, versions)
+                n_bytes = temporary.stat().st_size
+        else:
+            opened.check()
+            tensors = opened.load(wanted)
+            with atomic_output(output, force=force, source=archive) as temporary:
+                write_checkpoint(temporary, tensors, format=format, metadata=metadata or None, versions=versions)
+                n_bytes = temporary.stat().st_size
     return UnpackResult(
         archive=os.fspath(archive),
         output=os.fspath(output),
         format=format,
-        n_tensors=len(tensors),
+        n_tensors=n_tensors,
         output_bytes=n_bytes,
-        sha256=summary.sha256,
+        sha256=sha256,
         seconds=time.perf_counter() - start,
     )
+
+
+def _can_stream(archive: Archive) -> bool:
+    # Of a model that is one group the library writes the file.
+    return bool(archive.manifest.groups) and all(entry.dtype in CODES for entry in archive.manifest.tensors)
+
+
+def _stream(archive: Archive, path: Path, metadata: dict[str, str], versions: state_metadata.Versions | None) -> None:
+    if versions:
+        metadata = {**metadata, state_metadata.KEY: json.dumps(versions, separators=(",", ":"))}
+    entries = archive.manifest.tensors
+    with SafetensorsStream(path, [(e.name, entry_dtype(e), e.shape) for e in entries], metadata) as stream:
+        for entry, part, tensor in archive.each_part():
+            stream.write(entry.name, part.start * math.prod(entry.shape[1:]), tensor)
 
 
 def _matching(names: list[str], only: str) -> list[str]:

@@ -22,6 +22,7 @@ Ints = npt.NDArray[np.int64]
 _UNITS = 32
 _LARGEST = 127
 _BATCH = 16384
+_MANY, _ENOUGH = 1 << 19, 1 << 18  # of more weights than the first, so many are trained on
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ def train_network(
     Returns:
         `linear [n_features + 1]`, `weights_in [n_hidden, n_features + 1]`, `weights_out [n_hidden]`, in units of 1/32.
     """
+    if len(features) > _MANY:
+        some = np.sort(np.random.default_rng(config.seed).integers(0, len(features), _ENOUGH))
+        features, magnitudes, base_logs = features[some], magnitudes[some], base_logs[some]
     n, width = len(features), features.shape[1] + 1
     generator = torch.Generator().manual_seed(config.seed)
     if start is None:

@@ -15,7 +15,10 @@ METHODS = ("paper", "vae", "lossless")
 """Literal, append-only identifiers of how float tensors are coded."""
 
 METHOD_VERSIONS = {"paper": 5, "vae": 5, "lossless": 5}
-"""The format version in which each method is written now."""
+"""The format version in which each method is written now, where the model is one group."""
+
+GROUPED_VERSION = 6
+"""The one in which a model of several groups is written."""
 
 CODED_DTYPES = (
     "float64",
@@ -60,6 +63,20 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A whole tensor, or some indices of its first dimension.
+
+    Attributes:
+        index: of the tensor's entry.
+        start, stop: of the first dimension; 0 and None for the whole.
+    """
+
+    index: int
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about the restored tensors except their values.
 
@@ -74,6 +91,7 @@ class Manifest:
         refined: the values were trained while they were quantised, and need not be near the source's.
         worst: the poorest of what is coded with loss, as measured when packing; None where there is none, or where
             it was not the weights that were to be kept.
+        groups: the parts that each group holds, in order; empty where all tensors are one group.
     """
 
     method: str
@@ -85,6 +103,12 @@ class Manifest:
     metadata: dict[str, str] = field(default_factory=dict)
     refined: bool = False
     worst: Worst | None = None
+    groups: tuple[tuple[Part, ...], ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The format version in which an archive with this manifest is written."""
+        return GROUPED_VERSION if self.groups else METHOD_VERSIONS[self.method]
 
     def of_kind(self, kind: str) -> tuple[TensorEntry, ...]:
         """The tensors of one kind, in order."""
@@ -115,6 +139,8 @@ class Manifest:
             document["metadata"] = self.metadata
         if self.refined:
             document["refined"] = True
+        if self.groups:
+            document["groups"] = [[_part_row(part) for part in parts] for parts in self.groups]
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         return packer.compress(text) + packer.flush()
@@ -176,7 +202,44 @@ class Manifest:
             metadata={_expect(key, str): _expect(value, str) for key, value in metadata.items()},
             refined=_expect(document.get("refined", False), bool),
             worst=_worst(document.get("worst"), entries),
+            groups=_groups(document.get("groups", []), entries),
         )
+
+
+def _part_row(part: Part) -> int | list[int]:
+    return part.index if part.stop is None else [part.index, part.start, part.stop]
+
+
+def _groups(rows: Any, entries: list[TensorEntry]) -> tuple[tuple[Part, ...], ...]:
+    # Every tensor that is no tie is there once, whole or in consecutive slabs, in order.
+    groups = tuple(tuple(_part(row) for row in _expect(group, list)) for group in _expect(rows, list))
+    if not groups:
+        return groups
+    expected = [index for index, entry in enumerate(entries) if entry.kind != "tie"]
+    done, at = 0, 0  # tensors before the current one; indices of its first dimension before the next slab
+    for part in (part for parts in groups for part in parts):
+        if done >= len(expected) or part.index != expected[done]:
+            raise ValueError(f"tensor {part.index} is not in its place among the groups")
+        entry = entries[part.index]
+        if part.stop is None and at == 0:
+            done += 1
+            continue
+        n_rows = entry.shape[0] if entry.shape and entry.kind != "fine" else 0
+        if part.stop is None or part.start != at or not part.start < part.stop <= n_rows:
+            raise ValueError(f"rows {part.start} to {part.stop} of tensor {entry.name!r:.40} do not follow {at}")
+        at = part.stop
+        if at == n_rows:
+            done, at = done + 1, 0
+    if done != len(expected) or not all(groups):
+        raise ValueError("the groups do not hold every tensor")
+    return groups
+
+
+def _part(row: Any) -> Part:
+    if type(row) is int:
+        return Part(row)
+    index, start, stop = (_expect(number, int) for number in row)
+    return Part(index, start, stop)
 
 
 def _worst(row: Any, entries: list[TensorEntry]) -> Worst | None:

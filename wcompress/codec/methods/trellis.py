@@ -22,7 +22,7 @@ from wcompress.codec.quantiser.reconstruction import Levels
 from wcompress.codec.quantiser.sequence import CONTEXT_UNIT_BLOCKS, LAYOUTS, Sequencing
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import N_STATES, Trellis, quantisers, trellis
-from wcompress.codec.storage.dtypes import entry_dtype, round_to_dtype
+from wcompress.codec.storage.dtypes import empty, entry_dtype, round_to_dtype
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import as_bytes
@@ -167,7 +167,7 @@ class VaeReader:
                 needed |= set(range(first, last))
         try:
             flat = {
-                name: _empty(int(end - start), entry_dtype(self._rows[self._entries[name]]))
+                name: empty((int(end - start),), entry_dtype(self._rows[self._entries[name]]))
                 for name, (start, end) in spans.items()
             }
         except (MemoryError, RuntimeError) as error:
@@ -191,11 +191,6 @@ class VaeReader:
 
         code.model.decode(self._data, sequencing, code.machine, sorted(needed), restored)
         return {name: sequencing.unflatten(self._entries[name], tensor) for name, tensor in flat.items()}
-
-
-def _empty(n: int, dtype: torch.dtype) -> torch.Tensor:
-    # numpy asks for large pages where there are some, which makes the first writing to them several times as fast.
-    return torch.from_numpy(np.empty(n * dtype.itemsize, np.uint8)).view(dtype) if n else torch.empty(0, dtype=dtype)
 
 
 def check_block_size(block_size: int, latent_dim: int) -> None:

@@ -206,6 +206,7 @@ def capped(
     counted: Sequence[float],
     sqnr_db: float,
     floors: Floors,
+    known: tuple[float, float | None] | None = None,
 ) -> OwnScales:
     """Scales under which the floors are likely kept when the model's SQNR is `sqnr_db`, before anything is quantised.
 
@@ -220,19 +221,23 @@ def capped(
         counted: what each tensor's energy counts for in the SQNR.
         sqnr_db: of the model.
         floors: to be kept.
+        known: of a model of which this is a part, the squared error at a scale of 1, and the mean square of its weights
+            where that is what tensors are compared with.
     """
     n_weights = [int(one.counts[WHOLE][0]) for one in groups]
     signal = math.fsum(float(e[WHOLE][0]) * c for e, c in zip(energies, counted, strict=True))
     if not signal or not math.isfinite(signal):
         return own_scales
     mean_square = signal / max(1.0, math.fsum(n * c for n, c in zip(n_weights, counted, strict=True)))
+    if known is not None and known[1] is not None:
+        mean_square = known[1]
     allowed = signal * 10 ** (-sqnr_db / 10)
     for _ in range(4):
         noises = [_noises(own_scales, index, shapes[index], one) for index, one in enumerate(groups)]
         total = math.fsum(float(noise[WHOLE][0]) * c for noise, c in zip(noises, counted, strict=True))
         if not total or not math.isfinite(total):
             return own_scales
-        unit = allowed / total
+        unit = allowed / total if known is None else known[0]
         lacking = []
         for one, energy, noise, weight in zip(groups, energies, noises, counted, strict=True):
             scaled = {kind: values * unit for kind, values in noise.items()}

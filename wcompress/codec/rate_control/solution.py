@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.models.class_tables.model import ClassModel
-from wcompress.codec.models.context.model import ContextModel
+from wcompress.codec.models.context.model import ContextModel, Description
 from wcompress.codec.quantiser.reconstruction import LEVEL_UNITS, N_RATIOS, Levels
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import Trellis
@@ -42,6 +42,7 @@ class EncoderConfig:
         passes: searches at one step.
         seed: of the training.
         device: to train on.
+        grouped: the weights are a group of a large model, where what is small may be decided on a part.
     """
 
     machine: Trellis
@@ -53,6 +54,7 @@ class EncoderConfig:
     passes: int = 3
     seed: int = 0
     device: str = "cpu"
+    grouped: bool = False
 
     def multiplier_at(self, bits: float) -> float:
         """The Lagrangian at so many bits a weight: less where most weights become zero, see docs/decisions/0004."""
@@ -72,6 +74,7 @@ class Solution:
         ratios: how signs are expected, int8 `[n]`; None where they never are.
         symbol_bits: about what the symbols take; under class tables alone.
         own_scales: that the weights were divided by; None for none.
+        described: scales and ratios of the weights under a context model, kept where they will be asked for again.
     """
 
     step: float
@@ -82,6 +85,7 @@ class Solution:
     ratios: Signs | None
     symbol_bits: float = 0.0
     own_scales: OwnScales | None = None
+    described: Description | None = None
 
     @property
     def header_bits(self) -> int:

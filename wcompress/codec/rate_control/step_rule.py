@@ -14,11 +14,12 @@ where recurrent layers have gates, and half an octave less for the recurrent wei
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from wcompress.codec.quantiser.step_scales import OwnScales
+from wcompress.codec.quantiser.step_scales import FIRST, OwnScales
 from wcompress.fidelity import computable, energy
 
 _RECURRENT = "weight_hh"  # as torch names it
@@ -28,6 +29,58 @@ _LEAST_SHARE = 2.0**-10  # of the weights: what is smaller is fine enough
 # Octaves that a step, relative to its tensor's scale, may be from that of most weights; the last is a weight's share.
 _MOST_COARSER, _MOST_FINER, _FINER_SHARE = 0.75, 4.0, 0.1
 _MULTIPLIER, _CAREFUL_MULTIPLIER = 0.15, 0.05
+SQNR_MULTIPLIER = 0.33
+"""Lagrangian for the least squared error; see docs/decisions/0004."""
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How steps follow the tensors of a model, and how its errors count.
+
+    Attributes:
+        scales: exponents for each coded tensor.
+        counted: what errors count divided by; None for as they are.
+        multiplier: Lagrangian, in squared steps a bit.
+        keep_energy: see `EncoderConfig`.
+    """
+
+    scales: OwnScales
+    counted: OwnScales | None
+    multiplier: float
+    keep_energy: bool
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], *, by_sqnr: bool) -> StepRule:
+        """The rule for a model.
+
+        An SQNR is met at the least cost by one step for all and levels at the centroids; what a network computes is
+        kept by steps that follow its layers, and by levels that keep the weights' energy.
+
+        Args:
+            tensors: the whole model, in order.
+            coded: those of it that go under the trellis, in order.
+            by_sqnr: whether the error of the weights themselves is to be least.
+        """
+        if by_sqnr:
+            return cls(OwnScales.plain(len(coded)), None, SQNR_MULTIPLIER, False)
+        counted = scales_that_count(tensors, coded)
+        return cls(own_scales(tensors, coded), counted, multiplier(tensors), True)
+
+    def of_parts(self, parts: Sequence[tuple[int, slice]]) -> StepRule:
+        """The rule for parts of the coded tensors.
+
+        Args:
+            parts: for each the number of its tensor among the coded ones, and the indices of its first dimension.
+        """
+
+        def taken(scales: OwnScales) -> OwnScales:
+            rows = [scales.exponents[number] for number, _ in parts]
+            kinds = tuple(scales.kinds[number] for number, _ in parts)
+            cut = [row[some] if kind == FIRST else row for row, kind, (_, some) in zip(rows, kinds, parts, strict=True)]
+            return OwnScales(tuple(cut), kinds)
+
+        counted = None if self.counted is None else taken(self.counted)
+        return StepRule(taken(self.scales), counted, self.multiplier, self.keep_energy)
 
 
 def default_sqnr_db(tensors: Mapping[str, torch.Tensor]) -> float:
@@ -74,10 +127,14 @@ def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Te
     followed = _followed_by_norm(tensors)
     if not followed:
         return OwnScales(tuple((exponent,) for exponent in _by_energy(coded)))
-    n_weights = sum(tensor.numel() for tensor in coded.values())
-    shares = [max(tensor.numel() / n_weights, _LEAST_SHARE) for tensor in coded.values()]
-    rows = zip(coded.items(), shares, strict=True)
-    return OwnScales(tuple(_by_row(tensor, name in followed, share) for (name, tensor), share in rows))
+    sizes = {name: tensors[name].numel() for name in coded}
+    n_weights = sum(sizes.values())
+    return OwnScales(
+        tuple(
+            _by_row(tensor, name in followed, max(sizes[name] / n_weights, _LEAST_SHARE))
+            for name, tensor in coded.items()
+        )
+    )
 
 
 def scales_that_count(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
@@ -99,14 +156,15 @@ def _by_energy(coded: Mapping[str, torch.Tensor]) -> list[int]:
     power = 0.5 if _is_gated(coded) else 0.25
     octaves: dict[str, float] = {}
     scales: dict[str, float] = {}
+    sizes: dict[str, int] = {}
     for name, tensor in coded.items():
         whole = energy(computable(tensor).reshape(-1).numpy())
         if whole > 0:
             octaves[name] = power * math.log2(whole) - (0.5 if _RECURRENT in name else 0.0)
             scales[name] = 0.5 * math.log2(whole / tensor.numel())
+            sizes[name] = tensor.numel()
     # The rule is about layers of one model, whose scales are much alike: of others none is to pay for the rest, neither
     # by being much coarser than most weights nor, if it is large, by being much finer.
-    sizes = {name: coded[name].numel() for name in octaves}
     n_weights = sum(sizes.values())
     relative = {name: octaves[name] - scales[name] for name in octaves}
     middle, n_coarser = 0.0, 0

@@ -20,8 +20,7 @@ _USUAL_ROUNDS, _TRAINING_ROUNDS = 2, 20
 _SEARCHING, _TRAINING = "finding the step size", "training the entropy model"
 _ROUNDS_PER_ANCHOR = 6
 _SETTLING_ROUNDS = 4
-_SMALL_MODEL_ROUNDS = 30
-_ROUNDS = 12
+_ROUNDS = 30
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,15 @@ class Searched(Protocol):
     """What solutions are looked for in.
 
     Attributes:
-        slack: of how far beyond the target is near enough, where the model is small.
+        slack: of how far beyond the target is near enough.
         deadline: after which the best that was found will do.
         was_cut: set where that made an end.
-        is_small: whether many rounds can be afforded.
         is_trained: whether `refit` trains a model, which takes long.
     """
 
     slack: float
     deadline: Deadline
     was_cut: bool
-
-    @property
-    def is_small(self) -> bool: ...
 
     @property
     def is_trained(self) -> bool: ...
@@ -95,15 +90,10 @@ class Bisection:
         self.target = target
         self.guess = math.log2(max(guess, sys.float_info.min))
         self.finest = math.log2(max(search.finest_step(), sys.float_info.min))
-        self.n_rounds = _SMALL_MODEL_ROUNDS if search.is_small else _ROUNDS
         self.by_sqnr = target.sqnr_db is not None
-        self.slack = (_SQNR_SLACK_DB if self.by_sqnr else _BYTES_SLACK) * (search.slack if search.is_small else 2)
+        self.slack = (_SQNR_SLACK_DB if self.by_sqnr else _BYTES_SLACK) * search.slack
         # How the margin goes with log2 of the step, at first: 6 dB an octave, or a bit a weight.
         self.slope = -6.02 if self.by_sqnr else 0.35
-
-    def expect(self, margin: float) -> None:
-        """Start from where a solution with this margin is likely to have none."""
-        self.guess += (0.4 * self.slack - margin) / self.slope
 
     def run(self, progress: Progress | None) -> Solution:
         best: tuple[float, Solution] | None = None
@@ -113,7 +103,7 @@ class Bisection:
         highest = -math.inf
         if progress is not None:
             progress(0, 1000, {"stage": _SEARCHING})
-        for number in range(self.n_rounds):
+        for number in range(_ROUNDS):
             settling = number < n_settling
             at = max(at, self.finest)
             solution = self.search.solve(2.0**at, anchor)

@@ -14,20 +14,16 @@ import torch
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.step_scales import WHOLE, OwnScales
 from wcompress.codec.rate_control.floors import Floors, Groups, Shortfalls, capped, shortfalls
+from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.storage.dtypes import round_to_dtype
 from wcompress.codec.storage.exceptions import Positions, without_exceptions
-from wcompress.fidelity import compare, computable, energy, farthest
+from wcompress.fidelity import compare, computable, energy
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.floating]
 
-_MOST_EXACT = 1.0  # times the energy of the coded weights: at most 3 dB
-
-
-def fits_singles(array: npt.NDArray[np.floating]) -> bool:
-    """Whether float32 has room for these numbers, and for what is made of them."""
-    largest = farthest(array)
-    return array.dtype == np.float32 and (largest == 0 or 1e-30 < largest < 1e30)
+MOST_EXACT = 1.0
+"""What is kept exactly counts in an SQNR for so many times the energy of the coded weights at most: for 3 dB."""
 
 
 class ModelWeights:
@@ -36,7 +32,6 @@ class ModelWeights:
     Args:
         coded: tensors by name.
         sequencing: how they lie in the sequence.
-        dtype: of the sequence.
         counted_by: errors count divided by these scales; None or no scales for as they are.
         exact_energy: Σw² of what is kept exactly beside the weights and counts in their SQNR.
         ties: later name → earlier name of tensors that are the same; each name counts.
@@ -53,19 +48,18 @@ class ModelWeights:
         self,
         coded: Mapping[str, torch.Tensor],
         sequencing: Sequencing,
-        dtype: type[np.floating],
         counted_by: OwnScales | None,
         exact_energy: float,
         ties: Mapping[str, str],
     ) -> None:
-        self._coded = dict(coded)
+        self._coded = dict(coded.items())
         self._ties = {later: earlier for later, earlier in ties.items() if earlier in coded}
         self._sequencing = sequencing
-        self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], dtype)
+        self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], np.float64)
         self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
         self.aside: dict[str, Positions] = {}
         own = energy(self.as_counted(np.ones(1))[0])
-        self.exact_share = min(exact_energy / own, _MOST_EXACT) if own else 0.0
+        self.exact_share = min(exact_energy / own, MOST_EXACT) if own else 0.0
         self.signal = own * (1 + self.exact_share)
 
     @cached_property
@@ -88,30 +82,41 @@ class ModelWeights:
         counted = self._counted_by.multipliers(self._sequencing, 0, self._sequencing.n_weights)
         return self.weights / counted, multipliers / counted
 
-    def capped(self, own_scales: OwnScales, sqnr_db: float) -> OwnScales:
-        """Scales under which the floors beside an SQNR are likely kept."""
+    def capped(self, own_scales: OwnScales, sqnr_db: float, rate: Rate | None = None) -> OwnScales:
+        """Scales under which the floors beside an SQNR are likely kept.
+
+        Args:
+            own_scales: as they are.
+            sqnr_db: of the model.
+            rate: of the model of which this is a group.
+        """
         energies = [g.sums(np.square(self.weights[s])) for g, s in zip(self._groups, self.spans, strict=True)]
         counts = [1.0] * len(energies)
         if self._counted_by is not None:
             wholes = [float(e[WHOLE][0]) for e in energies]
             counts = [(s.stop - s.start) / e if e > 0 else 0.0 for s, e in zip(self.spans, wholes, strict=True)]
-        shapes = self._sequencing.shapes
-        return capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, Floors.at(sqnr_db))
+        shapes, floors = self._sequencing.shapes, Floors.at(sqnr_db)
+        known = None if rate is None else (rate.unit_noise, rate.mean_square)
+        return capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, floors, known)
 
-    def lacking(self, restored: Floats, sqnr_db: float, tolerance_db: float = 0.0) -> list[Shortfalls]:
+    def lacking(
+        self, restored: Floats, sqnr_db: float, rate: Rate | None = None, *, tolerance_db: float = 0.0
+    ) -> list[Shortfalls]:
         """What each tensor lacks of the floors beside an SQNR; empty where none lacks anything.
 
         Args:
             restored: weights before they are rounded to their dtypes, `[n_weights]`.
             sqnr_db: of the model.
+            rate: of the model of which this is a group.
             tolerance_db: that may be lacking.
         """
         floors = Floors.at(sqnr_db - tolerance_db)
         mean_square = energy(self.weights) / max(1, len(self.weights))
+        if rate is not None and rate.mean_square is not None:
+            mean_square = rate.mean_square
         found = []
         for groups, span, tensor in zip(self._groups, self.spans, self._coded.values(), strict=True):
-            weights = self.weights[span].astype(np.float64, copy=False)
-            values = restored[span]
+            weights, values = self.weights[span], restored[span]
             if tensor.dtype not in (torch.float32, torch.float64):
                 values = computable(round_to_dtype(values, tensor.dtype)).numpy()
             signal = groups.sums(np.square(weights))

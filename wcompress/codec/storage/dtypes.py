@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -50,3 +52,20 @@ def entry_dtype(entry: TensorEntry) -> torch.dtype:
         raise ArchiveError(
             f"tensor {entry.name!r}: unknown dtype {entry.dtype!r}; update torch or wcompress"
         ) from error
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous CPU tensor of any values.
+
+    numpy asks for large pages where there are some, which makes the first writing to them several times as fast.
+
+    Raises:
+        ArchiveError: there is no memory for it.
+    """
+    n = math.prod(shape)
+    if not n:
+        return torch.empty(shape, dtype=dtype)
+    try:
+        return torch.from_numpy(np.empty(n * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    except (MemoryError, ValueError) as error:
+        raise ArchiveError(f"no memory for a tensor of {n} elements; restore fewer tensors at once") from error

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.models.class_tables.encoder import base_scales, refine_latents
-from wcompress.codec.models.context.model import N_SETS, ContextModel, Description, ScaleNetwork
+from wcompress.codec.models.context.model import N_SETS, ContextModel, Description, ScaleNetwork, stream_starts
 from wcompress.codec.models.context.neighbours import find_lags, fit_taps
 from wcompress.codec.models.context.rates import RateClasses
 from wcompress.codec.models.scale_prior import ScaleModel
@@ -29,6 +29,7 @@ Ints = npt.NDArray[np.int32]
 
 _TRAINING_BLOCKS = 512
 _NEUTRAL = N_CLASSES // 2
+_NOTHING = np.zeros((0, 0), np.int16)
 _WORTH_TRAINING = 0.01  # of all bits; even where classes save a tenth, what latents take has been more
 
 
@@ -54,12 +55,16 @@ class ContextEncoder:
             step: the quantisation step.
             start: a solution at a similar step, under any trellis of several states, whose model is kept.
         """
+        if start is None and self.config.grouped:
+            solution = self.refit(self._pass(step, self._plain(step), None), final=False)
+            return self._pass(step, self._kept(solution), solution)
         if start is None:
             solution = self._pass(step, self._plain(step), None)
             solution = self.refit(self._pass(step, self._plain(step), solution), final=False)
             return self._pass(step, self._kept(solution), solution)
         moved = round(UNITS_PER_OCTAVE * math.log2(start.step / step))
-        return self._pass(step, self._kept(start).moved(moved), start)
+        model = self._kept(start)
+        return self._pass(step, model.moved(moved) if moved else model, start)
 
     def describe(self, step: float, symbols: Ints, levels: Levels | None = None) -> Solution:
         """The solution that has these symbols, its model fitted to them; by default with levels at their centroids."""
@@ -86,6 +91,8 @@ class ContextEncoder:
         model = replace(model, taps=fit_taps(x, values, sequencing, self._lags))
         model = self._with_network(model, solution.symbols, values, final=final)
         # How much is mixed, and what is told beside it, is decided by bytes.
+        if config.grouped and not final:
+            return self._finished(solution.step, model, solution.symbols, levels)
         mixes = [replace(model, n_sets=n) for n in (N_SETS if config.mix else N_SETS[:1])]
         n_bits, model = self._smallest(mixes, solution.symbols)
         if final:
@@ -106,7 +113,10 @@ class ContextEncoder:
     def _bits(self, model: ContextModel, symbols: Ints) -> int:
         tables, decoder = BitWriter(), BitWriter()
         latents = model.write(tables, decoder)
-        stream = model.encode(symbols, self.sequencing, self.config.machine)
+        # Of a large group one stream says which is smaller.
+        n_streams = len(stream_starts(self.sequencing)) - 1
+        some = [n_streams // 2] if self.config.grouped and n_streams > 1 else None
+        stream = model.encode(symbols, self.sequencing, self.config.machine, some)
         return tables.n_bits + decoder.n_bits + 8 * (len(latents) + len(stream))
 
     def _with_prior(self, model: ContextModel, symbols: Ints, values: Floats, n_bits: int) -> ContextModel | None:
@@ -183,7 +193,10 @@ class ContextEncoder:
             rates = classes.rates(machine, limit)
             multiplier = self.config.multiplier
         else:
-            described = model.describe(start.symbols, sequencing, start.machine)
+            if model is start.model and start.described is not None:
+                described = start.described
+            else:
+                described = model.describe(start.symbols, sequencing, start.machine)
             classes = RateClasses.by(described, limit)
             which = quantisers(start.symbols, sequencing.unit_starts, start.machine)
             rates = classes.rates(machine, limit, start.symbols, which)
@@ -218,7 +231,8 @@ class ContextEncoder:
                 levels = with_shifts(levels, x[:], symbols, which, machine, ratios)
             if self.config.keep_energy:
                 levels = with_energy(levels, moments)
-        return Solution(step, machine, model, levels, symbols, ratios)
+        kept = replace(described, features=_NOTHING) if self.config.grouped else None
+        return Solution(step, machine, model, levels, symbols, ratios, described=kept)
 
 
 def _most_saved(costs: Singles, latent_dim: int) -> float:

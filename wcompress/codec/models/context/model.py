@@ -180,8 +180,10 @@ class ContextModel:
         )
         return out
 
-    def encode(self, symbols: Symbols, sequencing: Sequencing, machine: Trellis) -> bytes:
-        """The `symbols` section: of each stream a varint length and its bytes."""
+    def encode(
+        self, symbols: Symbols, sequencing: Sequencing, machine: Trellis, streams: Sequence[int] | None = None
+    ) -> bytes:
+        """The `symbols` section: of each stream, or of some, a varint length and its bytes."""
         starts = stream_starts(sequencing)
 
         def encoded(stream: int) -> bytes:
@@ -190,7 +192,7 @@ class ContextModel:
             assert n_bytes >= 0, "five bytes a symbol did not do"
             return buffer[:n_bytes].tobytes()
 
-        parts = in_threads(encoded, range(len(starts) - 1))
+        parts = in_threads(encoded, range(len(starts) - 1) if streams is None else streams)
         return b"".join(encode_varint(len(part)) + part for part in parts)
 
     def decode(self, data: bytes, sequencing: Sequencing, machine: Trellis, units: Sequence[int], use: UseUnit) -> None:

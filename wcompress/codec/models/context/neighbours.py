@@ -9,6 +9,7 @@ from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.entropy.context import N_TAPS
 
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _MOST_WEIGHTS = 1 << 18
@@ -33,17 +34,23 @@ def find_lags(weights: Floats, sequencing: Sequencing) -> tuple[int, ...]:
 
 
 def _strongest(part: Floats, n_columns: int) -> int:
-    # A pixel's row above, or a sample earlier: within a row of the matrix, or rows apart.
-    energy = float(part @ part)
+    # A pixel's row above, or a sample earlier: within a row of the matrix, or rows apart. Summed without BLAS, whose
+    # threads a busy machine lets wait for each other.
+    singles = part.astype(np.float32)
+    energy = _dot(singles, singles)
     candidates = [*range(3, min(_MOST_LAG, n_columns // 2)), *(r * n_columns for r in range(3, _MOST_LAG))]
     best, strongest = 0, 0.1
     for lag in candidates:
         if 4 * lag > len(part):
             continue
-        correlation = abs(float(part[lag:] @ part[:-lag])) / (energy or 1.0)
+        correlation = abs(_dot(singles[lag:], singles[:-lag])) / (energy or 1.0)
         if correlation > strongest and len(part) * correlation**2 > 200:
             best, strongest = lag, correlation
     return best
+
+
+def _dot(a: Singles, b: Singles) -> float:
+    return float(np.einsum("i,i->", a, b, dtype=np.float64, optimize=False))
 
 
 def fit_taps(weights: Floats, values: Floats, sequencing: Sequencing, lags: tuple[int, ...]) -> Ints:

@@ -1,0 +1,136 @@
+"""The rate of a large model, found on a sample of its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from wcompress.codec.options import PackOptions
+from wcompress.codec.quantiser.step_scales import FIRST, RUN, OwnScales
+from wcompress.codec.rate_control.rate import Rate
+from wcompress.codec.rate_control.search import VaeSearch
+from wcompress.codec.rate_control.step_rule import StepRule
+from wcompress.codec.rate_control.step_search import Target
+from wcompress.fidelity import computable, energy
+from wcompress.progress import Progress
+
+SAMPLE_SIZE = 1 << 19
+"""Weights of a sample, about."""
+
+_FEWEST = 1 << 12  # of a tensor
+_STRIP = 16  # rows or columns that lie together
+
+
+def sampled_rate(
+    coded: Mapping[str, torch.Tensor],
+    rule: StepRule,
+    target: Target,
+    options: PackOptions,
+    device: str,
+    *,
+    exact_energy: float,
+    progress: Progress | None,
+) -> Rate:
+    """The rate at which a model meets a target, about.
+
+    Args:
+        coded: its tensors for the trellis.
+        rule: how steps follow them.
+        target: an SQNR, or bytes of all groups together.
+        options: of the search.
+        device: to train on.
+        exact_energy: of what is kept exactly and counts in the SQNR.
+        progress: called as the search goes on.
+
+    Raises:
+        TargetUnreachable: no step meets it.
+    """
+    sizes = {name: tensor.numel() for name, tensor in coded.items()}
+    n_weights = sum(sizes.values())
+    keep = min(1.0, SAMPLE_SIZE / n_weights)
+    sample: dict[str, torch.Tensor] = {}
+    rows: list[tuple[int, ...]] = []
+    counted: list[tuple[int, ...]] = []
+    whole_energy = sampled_energy = 0.0
+    for number, (name, tensor) in enumerate(coded.items()):
+        axis, chosen = _chosen(tuple(tensor.shape), max(keep, min(1.0, _FEWEST / max(1, tensor.numel()))))
+        sample[name] = tensor.index_select(axis, torch.from_numpy(chosen)).contiguous() if tensor.ndim else tensor
+        whole_energy += energy(computable(tensor).reshape(-1).numpy())
+        sampled_energy += energy(computable(sample[name]).reshape(-1).numpy())
+        for scales, found in ((rule.scales, rows), (rule.counted, counted)):
+            if scales is not None:
+                exponents = scales.exponents[number]
+                if axis == 0 and scales.kinds[number] == FIRST:
+                    step = RUN if tensor.ndim == 1 else 1
+                    exponents = tuple(exponents[i // step] for i in chosen[::step])
+                found.append(exponents)
+    n_sampled = sum(tensor.numel() for tensor in sample.values())
+    kinds = rule.scales.kinds
+    of_sample = StepRule(
+        OwnScales(tuple(rows), kinds),
+        None if rule.counted is None else OwnScales(tuple(counted), rule.counted.kinds),
+        rule.multiplier,
+        rule.keep_energy,
+    )
+    mean_square, more = None, 1.0
+    if target.sqnr_db is not None and rule.counted is None:
+        # Errors of the sample are the model's, its energy is not.
+        mean_square = whole_energy / max(1, n_weights)
+        more = sampled_energy / max(1, n_sampled) / mean_square if mean_square else 1.0
+        target = Target(sqnr_db=target.sqnr_db + 10 * math.log10(more or 1.0))
+    elif target.n_bytes is not None:
+        target = Target(n_bytes=max(1, round(target.n_bytes * n_sampled / n_weights)))
+    search = VaeSearch(
+        sample,
+        {},
+        of_sample,
+        block_size=options.block_size,
+        latent_dim=options.latent_dim,
+        effort=options.effort,
+        seed=options.seed,
+        device=device,
+        exact_energy=exact_energy * n_sampled / n_weights,
+        floors=options.floors,
+        grouped=True,
+        progress=progress,
+    )
+    start = search.run(target)
+    # A group is coded in fewer rounds, after which it lies elsewhere on the same curve.
+    rate = Rate(start.step, 0.0, search.unit_noise(start), mean_square, start.model.scales.latents.size > 0)
+    solution = search.solved(rate)
+    if target.sqnr_db is not None:
+        rate = rate.moved((search.sqnr_db(solution) - target.sqnr_db) / 6.02)
+        sqnr_db = target.sqnr_db
+    else:
+        assert target.n_bytes is not None
+        rate = rate.moved(8 * (search.n_bytes(solution) - target.n_bytes) / n_sampled)
+        sqnr_db = search.sqnr_db(solution)
+    return replace(rate, sqnr_db=sqnr_db - (10 * math.log10(more or 1.0) if mean_square else 0.0))
+
+
+def _chosen(shape: tuple[int, ...], keep: float) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Evenly spaced indices along a dimension, int64: the longer one of the first two; whole runs of a vector."""
+    if not shape:
+        return 0, np.zeros(1, np.int64)
+    if len(shape) == 1:
+        n_runs = -(-shape[0] // RUN)
+        runs = _spread(n_runs, keep)
+        places = (runs[:, None] * RUN + np.arange(RUN)).reshape(-1)
+        return 0, places[places < shape[0]]
+    axis = 0 if shape[0] >= shape[1] else 1
+    # Neighbours together, since a weight is coded by what was before it.
+    n_strips = -(-shape[axis] // _STRIP)
+    if n_strips * keep < 2:
+        return axis, _spread(shape[axis], keep)
+    strips = _spread(n_strips, keep)
+    places = (strips[:, None] * _STRIP + np.arange(_STRIP)).reshape(-1)
+    return axis, places[places < shape[axis]]
+
+
+def _spread(n: int, keep: float) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    n_kept = min(n, max(1, round(n * keep)))
+    return ((np.arange(n_kept) + 0.5) * n / n_kept).astype(np.int64)
