@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import torch
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.manifest import Manifest, TensorEntry
@@ -81,30 +84,46 @@ class Encoded:
         )
 
 
-def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
+def encode(
+    checkpoint: Checkpoint,
+    options: PackOptions,
+    device: str,
+    progress: Progress | None,
+    *,
+    whole: Mapping[str, torch.Tensor] | None = None,
+) -> Encoded:
     """Encode a model by the method that the options name.
+
+    Args:
+        checkpoint: the model, or a shard of it.
+        options: how.
+        device: where to train.
+        progress: called as the work goes on.
+        whole: the tensors of the whole model in order, of which `checkpoint` is a shard; only their names, shapes and
+            whether they are floating-point are looked at. By default `checkpoint` is all of it.
 
     Raises:
         TargetUnreachable: no archive meets the target.
     """
-    plan = plan_tensors(checkpoint, options.method, exact_bits=_exact_bits(checkpoint, options))
+    whole = checkpoint.tensors if whole is None else whole
+    plan = plan_tensors(checkpoint, options.method, exact_bits=_exact_bits(checkpoint, options, whole))
     raw = encode_raw(plan.raw.values())
     if options.method == "paper":
         encoded = _paper(plan, options, device, progress)
     elif options.method == "lossless":
         encoded = Encoded(plan.entries, {"symbols": encode_lossless(plan.coded) if plan.coded else b""})
     else:
-        encoded = _vae(checkpoint, plan, options, device, progress, len(raw))
+        encoded = _vae(checkpoint, whole, plan, options, device, progress, len(raw))
     return replace(encoded, payloads={**encoded.payloads, "raw": raw}, method=options.method)
 
 
-def _exact_bits(checkpoint: Checkpoint, options: PackOptions) -> float:
+def _exact_bits(checkpoint: Checkpoint, options: PackOptions, whole: Mapping[str, torch.Tensor]) -> float:
     # A little more than a coded weight takes; what takes no more bit for bit is best kept so.
     if options.bits_per_weight is not None:
         return options.bits_per_weight
     if options.ratio is not None:
         return 8 * checkpoint.original_bytes / max(checkpoint.n_params, 1) / options.ratio
-    return (default_sqnr_db(checkpoint.tensors) if options.sqnr is None else options.sqnr) / 6.02 + 0.8
+    return (default_sqnr_db(whole) if options.sqnr is None else options.sqnr) / 6.02 + 0.8
 
 
 def _paper(
@@ -130,6 +149,7 @@ def _paper(
 
 def _vae(
     checkpoint: Checkpoint,
+    whole: Mapping[str, torch.Tensor],
     plan: Plan,
     options: PackOptions,
     device: str,
@@ -156,7 +176,7 @@ def _vae(
             len(encode_exceptions(plan.exception_rows(search.model.aside))),
         ]
 
-    target = Target(sqnr_db=default_sqnr_db(checkpoint.tensors) if options.sqnr is None else options.sqnr)
+    target = Target(sqnr_db=default_sqnr_db(whole) if options.sqnr is None else options.sqnr)
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     if budget is not None:
         target = Target(
@@ -171,9 +191,9 @@ def _vae(
     search = VaeSearch(
         coded,
         plan.fine,
-        plain if by_sqnr else own_scales(checkpoint.tensors, coded),
-        counted_by=plain if by_sqnr else scales_that_count(checkpoint.tensors, coded),
-        multiplier=SQNR_MULTIPLIER if by_sqnr else multiplier(checkpoint.tensors),
+        plain if by_sqnr else own_scales(whole, coded),
+        counted_by=plain if by_sqnr else scales_that_count(whole, coded),
+        multiplier=SQNR_MULTIPLIER if by_sqnr else multiplier(whole),
         keep_energy=not by_sqnr,
         block_size=options.block_size,
         latent_dim=options.latent_dim,

@@ -69,12 +69,13 @@ def pack_and_restore(
         OptionError: an option has no such value.
         OutputError: the output exists already or cannot be written.
     """
-    try:
-        options = replace(options or PackOptions(), **overrides)
-    except TypeError as error:
-        raise OptionError(f"pack: {error}; PackOptions lists the options") from error
+    options = with_overrides(options, overrides)
     if encoder is encode and (options.max_drop is not None or options.refine == "on"):
         raise OptionError("max_drop and refine need a task, which says what the model is for")
+    if options.resume and not options.refines:
+        raise OptionError(
+            "resume: nothing is refined without refine=on or max_drop, and this is no folder of shards; leave it out"
+        )
     start = time.perf_counter()
     source_path = None if isinstance(source, Mapping) else os.fspath(source)
     if output is None:
@@ -124,16 +125,29 @@ def pack_and_restore(
     return result, encoded.restored
 
 
+def with_overrides(options: PackOptions | None, overrides: Mapping[str, Any]) -> PackOptions:
+    """The options, or the default ones, with some fields replaced.
+
+    Raises:
+        OptionError: there is no such field, or it has no such value.
+    """
+    try:
+        return replace(options or PackOptions(), **overrides)
+    except TypeError as error:
+        raise OptionError(f"pack: {error}; PackOptions lists the options") from error
+
+
 def pack(
     source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
     output: str | os.PathLike[str] | None = None,
     options: PackOptions | None = None,
     *,
     progress: Progress | None = None,
+    encoder: Encoder = encode,
     **overrides: Any,
 ) -> PackResult:
     """`pack_and_restore` without the tensors."""
-    return pack_and_restore(source, output, options, progress=progress, **overrides)[0]
+    return pack_and_restore(source, output, options, progress=progress, encoder=encoder, **overrides)[0]
 
 
 def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes: int, figures: ErrorFigures) -> None:
