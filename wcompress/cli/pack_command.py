@@ -221,16 +221,18 @@ def _pack(
 ) -> PackResult:
     from wcompress.api import pack
 
+    target = str(output or archive_path(model)).rstrip("/")
+    work = Path(f"{target}.part")
+    is_new = not work.exists()
     with out.progress(model.name) as progress:
         try:
             return pack(model, output, options, task=task, data_dir=data_dir, progress=progress, **how)
         except BaseException as error:
-            target = str(output or archive_path(model)).rstrip("/")
-            kept = [Path(f"{target}.part")]
+            kept = [work] if is_new else []
             if isinstance(error, KeyboardInterrupt) and options.refines:
                 kept.append(Path(f"{target}.refine"))
             for path in kept:
-                if resumable and not (options.dry_run or options.resume) and path.exists():
+                if resumable and not options.dry_run and path.exists():
                     out.message(f"{path} holds the work done so far: repeat the command with --resume to continue")
             raise
 
@@ -250,6 +252,8 @@ def answer(out: Output, model: Path, result: PackResult, *, restorable: bool = T
     for warning in result.warnings:
         out.message(f"warning: {warning}")
     others = [name for name in result.left_out if name not in result.left_out_tensors]
+    if isinstance(result, FolderPackResult):  # whose warnings name the files
+        others = [name for shard in result.shards for name in shard.left_out if name in others]
     if result.left_out_tensors:
         out.message(f"left out, with tensors that are not the model's: {', '.join(result.left_out_tensors)}")
     if others:

@@ -77,7 +77,7 @@ def run_jobs(
     if engine == "ray":
         from wcompress.directories.ray_engine import run_with_ray
 
-        return run_with_ray(jobs, overall)
+        return run_with_ray([with_threads(job, 1) for job in jobs], overall)
     n_cores = os.cpu_count() or 1
     n_workers = min(len(jobs), workers or max(2, n_cores // 4))
     if engine == "processes" and n_workers > 0:

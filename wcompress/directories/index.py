@@ -34,9 +34,17 @@ def archive_name(shard: str) -> str:
     return f"{shard}.wcz"
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a folder; False also where the system cannot tell, as of a name that is too long."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def is_packed_folder(path: str | os.PathLike[str]) -> bool:
     """Whether this is a folder of archives, by its index."""
-    return (Path(path) / INDEX_NAME).is_file()
+    return is_folder(path) and (Path(path) / INDEX_NAME).is_file()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from wcompress.codec.reading import Archive
 from wcompress.codec.results import InspectResult, VerifyResult
 from wcompress.directories.folders import sha256_of
 from wcompress.directories.headers import check_agreement
-from wcompress.directories.index import INDEX_NAME, ShardEntry, read_index
+from wcompress.directories.index import INDEX_NAME, ShardEntry, is_folder, read_index
 from wcompress.directories.results import FolderInspectResult, sums, verified, weights_energy
 from wcompress.directories.source import Source, find_source, read_weight_map
 from wcompress.errors import ArchiveError, CheckpointError, ChecksumMismatch, OptionError
@@ -178,7 +178,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive | FolderArchive:
     Raises:
         ArchiveError: it cannot be read.
     """
-    return FolderArchive(path) if Path(path).is_dir() else Archive(path)
+    return FolderArchive(path) if is_folder(path) else Archive(path)
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
@@ -195,7 +195,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
     Raises:
         ArchiveError: the archive is damaged, or what it restores to is not what was packed.
     """
-    if not Path(path).is_dir():
+    if not is_folder(path):
         return reading.load(path, device)
     with FolderArchive(path) as folder:
         folder.check()
@@ -208,7 +208,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectResult:
     Raises:
         ArchiveError: the archive is damaged.
     """
-    if not Path(path).is_dir():
+    if not is_folder(path):
         return reading.inspect(path)
     with FolderArchive(path) as folder:
         return folder.inspect()
@@ -235,7 +235,7 @@ def verify(
         CheckpointError: `against` cannot be read.
         OptionError: `against` is no folder, and there are several archives.
     """
-    if not Path(path).is_dir():
+    if not is_folder(path):
         return reading.verify(path, against, key=key)
     with FolderArchive(path) as folder:
         folder.check()
@@ -261,7 +261,7 @@ def _originals(
     """What each shard is to be compared with, and the folder that it is in."""
     if against is None:
         return {}, None
-    if not isinstance(against, Mapping) and Path(against).is_dir():
+    if not isinstance(against, Mapping) and is_folder(against):
         source = find_source(against)
         wanted = [shard.name for shard in folder.index.shards]
         given: dict[str, str | os.PathLike[str] | Mapping[str, torch.Tensor]] = {

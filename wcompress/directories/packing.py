@@ -72,7 +72,7 @@ def pack_folder(
         TargetUnreachable: a shard cannot meet the target.
     """
     options = options or PackOptions()
-    _check_options(options, engine, shard)
+    _check_options(options, engine, shard, workers)
     start = time.perf_counter()
     number, n_parts = (1, 1) if shard is None else parse_part(shard)
     output = archive_path(source) if output is None else output
@@ -156,13 +156,15 @@ def join_folder(output: str | os.PathLike[str], *, force: bool = False) -> Folde
     return _result(plan, done, named, start, index=index)
 
 
-def _check_options(options: PackOptions, engine: str | None, shard: str | None) -> None:
+def _check_options(options: PackOptions, engine: str | None, shard: str | None, workers: int | None) -> None:
     if options.max_drop is not None or options.refine == "on":
         raise OptionError("a task: works with a model in one file, not with a folder; name the file in it")
     if options.key is not None:
         raise OptionError(f"key {options.key!r}: the shards of a folder have no entries to choose from; leave it out")
     if options.dry_run and (engine is not None or shard is not None):
         raise OptionError("dry_run: goes with neither an engine nor a part of the shards; leave one of them out")
+    if workers is not None and engine != "processes":
+        raise OptionError("workers: only engine processes has them; leave them out")
     if shard is not None and engine == "ray":
         raise OptionError("--shard with --engine ray: both divide the shards among machines; use one of them")
 

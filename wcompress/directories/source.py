@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from wcompress.checkpoint.messages import condensed, damaged, listed, shown, unsafe, unsupported, usage
 from wcompress.checkpoint.sniff import Kind, recognise
-from wcompress.directories.index import INDEX_NAME, archive_name
+from wcompress.directories.index import INDEX_NAME, archive_name, is_folder
 from wcompress.directories.names import is_bare, is_inside
 from wcompress.errors import CheckpointError
 
@@ -86,8 +86,9 @@ class Source:
 
 def weights_file(folder: str | os.PathLike[str]) -> str | None:
     """Name of the file that says where a model folder's weights are; None where this is no such folder."""
-    path = Path(folder)
-    return next((name for name in WEIGHTS if (path / name).is_file()), None) if path.is_dir() else None
+    if not is_folder(folder):
+        return None
+    return next((name for name in WEIGHTS if (Path(folder) / name).is_file()), None)
 
 
 def find_source(folder: str | os.PathLike[str]) -> Source:

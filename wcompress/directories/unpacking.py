@@ -12,6 +12,7 @@ from wcompress.checkpoint.messages import shown
 from wcompress.codec import unpacking
 from wcompress.codec.unpacking import Format, UnpackResult
 from wcompress.directories.folders import check_folder, check_replaceable, copy_file, place_folder, temporary_folder
+from wcompress.directories.index import is_folder
 from wcompress.directories.opening import FolderArchive
 from wcompress.directories.results import FolderUnpackResult, digest_of
 from wcompress.errors import ChecksumMismatch, OptionError
@@ -25,7 +26,7 @@ def default_output(archive: str | os.PathLike[str], format: Format) -> Path:
         OptionError: a folder's name does not end with `.wcz`.
     """
     path = Path(archive)
-    if not path.is_dir():
+    if not is_folder(path):
         return unpacking.default_output(archive, format)
     named = path if path.name else path.absolute()  # "." has no name
     stem = re.sub(r"(?<=.)\.wcz$", "", named.name, flags=re.IGNORECASE)
@@ -60,7 +61,7 @@ def unpack(
         OutputError: the output exists already or cannot be written.
         UnsupportedCheckpoint: the format cannot hold a tensor.
     """
-    if not Path(archive).is_dir():
+    if not is_folder(archive):
         return unpacking.unpack(archive, output, format=format, only=only, force=force)
     return _unpack_folder(Path(archive), output, format, only, force, progress)
 

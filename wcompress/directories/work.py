@@ -101,7 +101,7 @@ class Work:
         where = shown(self.path)
         if self.path.exists():
             earlier = read_plan(self.path)
-            if earlier is None and any(self.path.iterdir()):
+            if earlier is None and not _may_be_work(self.path):
                 raise OutputError(f"{where}: is in the way, and no work of wcompress; move it, or name another output")
             if shared and earlier is not None and not (self.plan.is_for(earlier) and same_parts(self.plan, earlier)):
                 raise OutputError(
@@ -216,6 +216,13 @@ def do_job(job: ShardJob, progress: Progress | None = None) -> ShardDone:
         record = {"entry": asdict(done.entry), "result": to_record(done.result)}
         write_bytes(Path(job.folder).parent / "records" / f"{job.name}.json", json.dumps(record).encode())
     return done
+
+
+def _may_be_work(path: Path) -> bool:
+    # Another part may just be about to write the plan.
+    return path.is_dir() and all(
+        entry.name in ("folder", "records") or entry.name.startswith(".wcompress-") for entry in path.iterdir()
+    )
 
 
 def work_path(target: Path) -> Path:
