@@ -202,6 +202,32 @@ def read_index_options(record: Path) -> str:
     return str(json.loads(record.read_text())["entry"]["options"])
 
 
+SBATCH = """#!/usr/bin/env bash
+n=1
+for argument in "$@"; do case "$argument" in
+    --array=1-*) n=${argument#--array=1-};;
+    --wrap=*) wrap=${argument#--wrap=};;
+esac; done
+for number in $(seq "$n"); do SLURM_ARRAY_TASK_ID=$number bash -c "$wrap" >> log 2>&1 || exit 1; done
+echo 1
+"""
+
+
+def test_the_slurm_example_packs_and_joins(model: Path, once: Path, tmp_path: Path) -> None:
+    fast = 'case "$1" in pack) set -- "$@" --effort 1 --threads 1;; esac'
+    programs = {"sbatch": SBATCH, "wcompress": f'#!/bin/sh\n{fast}\nexec {sys.executable} -m wcompress "$@"\n'}
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = Path(__file__).parent.parent / "examples" / "slurm_array.sh"
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", script, model, "out.wcz", "2"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
+    assert len(script.read_text().splitlines()) < 40
+    assert contents(tmp_path / "out.wcz") == contents(once / "model.wcz")
+
+
 # --- engines --------------------------------------------------------------------------------------------------------
 
 
