@@ -351,7 +351,7 @@ def test_options_that_do_not_go_with_a_folder_are_one_line(cli: Cli, packed: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.wcz", "one.pt"]
     for command in ("inspect", "verify", "unpack"):
         code, out, err = cli(command, model)
-        assert (code, out) == (4, "")
+        assert (code, out) == (2, "")
         assert "no folder of archives" in err
 
 

@@ -68,6 +68,9 @@ def test_a_killed_pack_goes_on_where_it_was(cli: Cli, model: Path, once: Path, t
     assert (code, out) == (2, "")
     assert "--resume" in err
     assert packed_at(part) == before
+    code, _, err = cli("inspect", part)
+    assert code == 2
+    assert "not done" in err
     seen: list[str] = []
     real = work.pack_shard
 

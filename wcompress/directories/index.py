@@ -120,14 +120,16 @@ def read_index(folder: str | os.PathLike[str]) -> Index:
     """The index of a folder of archives. It may come from anyone, so every name and number is checked.
 
     Raises:
-        BadMagic: this is no folder of archives.
+        BadMagic: this is no folder of archives (exit code 2 where it has no index).
         UnsupportedVersion: a newer wcompress wrote it.
         ArchiveError: it is damaged, or names what lies elsewhere.
     """
     path = Path(folder) / INDEX_NAME
     where = shown(path)
     if not path.is_file():
-        raise BadMagic(not_packed(Path(folder)))
+        failure = BadMagic(not_packed(Path(folder)))
+        failure.exit_code = 2  # a mistake in the call
+        raise failure
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:

@@ -174,6 +174,7 @@ def verified(
     shards: Sequence[VerifyResult], energies: Sequence[float], errors: Sequence[str], *, compared: bool
 ) -> FolderVerifyResult:
     """The result for a folder, from those of its archives and what else was found."""
+    compared = compared and all(shard.lossless is not None for shard in shards)
     largest = [shard.max_abs_error for shard in shards if shard.max_abs_error is not None]
     tensors: dict[str, TensorError] = {}
     for shard in shards:

@@ -121,7 +121,7 @@ def find_source(folder: str | os.PathLike[str]) -> Source:
         shards,
         weight_map,
         None if weight_map is None else chosen,
-        tuple(found.side_files),
+        tuple(sorted(found.side_files, key=lambda side: side.name)),
         (*found.hidden, *found.others),
         tuple(found.warnings()),
     )
