@@ -241,7 +241,11 @@ def children() -> list[int]:
     return [int(line.split()[0]) for line in found.stdout.splitlines() if "directories.worker" in line]
 
 
-def test_processes_give_the_same_folder_though_a_worker_is_killed(model: Path, once: Path, tmp_path: Path) -> None:
+def test_processes_give_the_same_folder_though_a_worker_is_killed(
+    model: Path, once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit('code of the current folder was run')")
     victims: list[int] = []
     shares: list[float] = []
 

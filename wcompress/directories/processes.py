@@ -31,7 +31,8 @@ class _Worker:
         home = Path(__file__).parent.parent.parent
         places = [str(home), *(place for place in sys.path if place)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "wcompress.directories.worker"],
+            # -P: nothing is imported from the current folder, which may be the model's.
+            [sys.executable, "-P", "-m", "wcompress.directories.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places))},

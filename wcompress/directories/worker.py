@@ -8,6 +8,7 @@ import queue
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from wcompress.directories.shard import ShardJob
@@ -18,7 +19,8 @@ from wcompress.errors import WCompressError
 def main() -> None:
     """Work until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 1)  # whatever a library prints is no answer
     jobs: queue.SimpleQueue[ShardJob] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin.buffer, jobs), daemon=True).start()
 
