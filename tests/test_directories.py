@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from wcompress.cli import run
 from wcompress.codec.options import PackOptions
 from wcompress.directories import opening
 from wcompress.directories.index import INDEX_NAME, read_index
+from wcompress.directories.results import from_record, to_record
 from wcompress.directories.source import find_source
 from wcompress.errors import (
     ArchiveError,
@@ -140,7 +142,10 @@ def test_one_tensor_is_read_from_its_own_archive_only(packed: Path) -> None:
     first, second = (packed / shard.archive for shard in read_index(packed).shards)
     second.unlink()
     with wcompress.open(packed) as archive:
-        assert archive.keys() == list(tensors_of(2))
+        assert archive.keys() == list(archive) == list(tensors_of(2))
+        assert len(archive) == 6
+        assert "layers.1.bias" in archive
+        assert "nothing" not in archive
         tensor = archive.get_tensor("layers.0.down.weight")
         assert tensor.shape == (40, 32)
         assert refusal(ArchiveError, lambda: archive.get_tensor("layers.1.up.weight")).endswith("of the folder")
@@ -607,3 +612,19 @@ def test_names_of_options_are_checked(model: Path) -> None:
     refusal(OptionError, lambda: wcompress.pack(model, options=PackOptions(max_drop=1.0)))
     refusal(OptionError, lambda: wcompress.pack(model, engine="gpu", **FAST))
     refusal(OutputError, lambda: wcompress.pack(model, model.parent / "no" / "where", **FAST))
+
+
+def test_threads_may_share_an_open_folder(packed_once: Path) -> None:
+    expected = wcompress.load(packed_once)
+    with wcompress.open(packed_once) as archive, ThreadPoolExecutor(4) as pool:
+        names = list(expected) * 4  # of two archives, of which one is open at a time
+        for name, tensor in zip(names, pool.map(archive.get_tensor, names), strict=True):
+            assert torch.equal(tensor, expected[name])
+
+
+def test_results_survive_their_record(tmp_path: Path) -> None:
+    torch.save(tensors_of(1), tmp_path / "one.pt")
+    result = wcompress.pack(tmp_path / "one.pt", **FAST)
+    assert result.floors is not None
+    assert result.worst is not None
+    assert from_record(json.loads(json.dumps(to_record(result)))) == result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,10 @@ _ADVICE = "get a fresh copy of the folder"
 
 
 class FolderArchive:
-    """An open folder of archives; a context manager.
+    """An open folder of archives; a context manager, and a collection of tensor names.
 
-    Opening reads the indices; an archive is opened when a tensor of it is asked for, and at most one is open.
+    Opening reads the indices; an archive is opened when a tensor of it is asked for, and at most one is open. Threads
+    may share a folder: they decode one after the other.
 
     Args:
         path: the folder.
@@ -40,6 +42,7 @@ class FolderArchive:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._lock = threading.RLock()  # of the archive that is open
         self.index = read_index(path)
         self._shards = {shard.name: shard for shard in self.index.shards}
         self._homes = self._read_homes()
@@ -48,8 +51,18 @@ class FolderArchive:
     def keys(self) -> list[str]:
         """Tensor names, in the model's order."""
         if self._homes is None:
-            return self.shard(self.index.shards[0]).keys()
+            with self._lock:
+                return self.shard(self.index.shards[0]).keys()
         return list(self._homes)
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in (self.keys() if self._homes is None else self._homes)
 
     def get_tensor(self, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
         """Decode one tensor; no archive is opened but the one that holds it.
@@ -59,7 +72,8 @@ class FolderArchive:
             ArchiveError: the archive is damaged.
         """
         home = self.index.shards[0].name if self._homes is None else self._homes[name]
-        return self.shard(self._shards[home]).get_tensor(name, device)
+        with self._lock:
+            return self.shard(self._shards[home]).get_tensor(name, device)
 
     def load(self, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """Decode the tensors named, or all, one archive after the other.
@@ -76,7 +90,8 @@ class FolderArchive:
                 ours = [name for name in order if self._homes is None or self._homes[name] == shard.name]
                 if not ours:
                     continue
-            found |= self.shard(shard).load(ours, device)
+            with self._lock:
+                found |= self.shard(shard).load(ours, device)
         return {name: found[name] for name in order}
 
     def versions(self) -> state_metadata.Versions | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -192,13 +193,7 @@ def verified(
 
 def to_record(result: PackResult) -> dict[str, Any]:
     """A shard's result as plain values, for `from_record`."""
-    return {
-        **asdict(result),
-        "worst": None if result.worst is None else asdict(result.worst),
-        "floors": None if result.floors is None else asdict(result.floors),
-        "task": None,
-        "history": None,
-    }
+    return {**asdict(replace(result, history=None)), "task": None}
 
 
 def from_record(record: Mapping[str, Any]) -> PackResult:
@@ -207,9 +202,23 @@ def from_record(record: Mapping[str, Any]) -> PackResult:
     Raises:
         TypeError, KeyError: it is something else.
     """
-    fields = dict(record)
-    for name, kind in (("worst", Worst), ("floors", Floors)):
-        fields[name] = None if fields[name] is None else kind(**fields[name])
-    for name in ("left_out", "left_out_tensors", "warnings"):
-        fields[name] = tuple(fields[name])
-    return PackResult(**fields)
+    found = _revived(PackResult, record)
+    assert isinstance(found, PackResult)
+    return found
+
+
+def _revived(kind: Any, value: Any) -> Any:
+    """A value of a field's type, from the plain values that `asdict` and JSON make of it."""
+    parts = get_args(kind)
+    if value is None or kind is Any:
+        return value
+    if get_origin(kind) in (Union, UnionType):
+        return _revived(next(part for part in parts if part is not type(None)), value)
+    if get_origin(kind) is tuple:
+        kinds = [parts[0]] * len(value) if parts[1:] == (...,) else parts
+        return tuple(_revived(part, one) for part, one in zip(kinds, value, strict=True))
+    if is_dataclass(kind) and isinstance(kind, type):
+        # Names that the module imports for type checkers only.
+        hints = get_type_hints(kind, localns={"TrainingHistory": object, "Floors": Floors})
+        return kind(**{field.name: _revived(hints[field.name], value[field.name]) for field in fields(kind)})
+    return value
