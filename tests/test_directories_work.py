@@ -47,12 +47,19 @@ def model(once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(once / "model", tmp_path / "model"))
 
 
-def killed(model: Path, share: float) -> Path:
-    """Has a pack killed when so much is done; the folder that it worked in."""
-    done = subprocess.run([sys.executable, "-c", KILLED, model, str(share)], check=False, capture_output=True)
+@pytest.fixture(scope="module")
+def killed_once(once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = Path(shutil.copytree(once / "model", tmp_path_factory.mktemp("killed") / "model"))
+    done = subprocess.run([sys.executable, "-c", KILLED, model, "0.8"], check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not Path(f"{model}.wcz").exists()
-    return Path(f"{model}.wcz.part")
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model", "model.wcz.part"]
+    return model.parent
+
+
+@pytest.fixture
+def killed(killed_once: Path, model: Path) -> Path:
+    """The folder in which a pack of the model was killed, in the last of four shards."""
+    return Path(shutil.copytree(killed_once / "model.wcz.part", f"{model}.wcz.part"))
 
 
 def packed_at(work_folder: Path) -> dict[str, int]:
@@ -60,15 +67,14 @@ def packed_at(work_folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (work_folder / "folder").glob("*.wcz")}
 
 
-def test_a_killed_pack_goes_on_where_it_was(cli: Cli, model: Path, once: Path, tmp_path: Path) -> None:
-    part = killed(model, 0.6)
-    before = packed_at(part)
-    assert len(before) == 2
+def test_a_killed_pack_goes_on_where_it_was(cli: Cli, killed: Path, once: Path, tmp_path: Path) -> None:
+    before = packed_at(killed)
+    assert len(before) == 3
     code, out, err = cli("pack", "model", "--effort", 1)
     assert (code, out) == (2, "")
     assert "--resume" in err
-    assert packed_at(part) == before
-    code, _, err = cli("inspect", part)
+    assert packed_at(killed) == before
+    code, _, err = cli("inspect", killed)
     assert code == 2
     assert "not done" in err
     seen: list[str] = []
@@ -82,7 +88,7 @@ def test_a_killed_pack_goes_on_where_it_was(cli: Cli, model: Path, once: Path, t
         patch.setattr(work, "pack_shard", watched)
         code, out, _ = cli("pack", "model", "--effort", 1, "--threads", 1, "--device", "cpu", "--resume", "--json")
     assert code == 0
-    assert seen == ["pytorch_model-00003-of-00004.bin", "pytorch_model-00004-of-00004.bin"]
+    assert seen == ["pytorch_model-00004-of-00004.bin"]
     assert contents(tmp_path / "model.wcz") == contents(once / "model.wcz")
     resumed, whole = json.loads(out), wcompress.inspect(once / "model.wcz").to_json()
     assert resumed["sha256"] == whole["sha256"]
@@ -90,13 +96,12 @@ def test_a_killed_pack_goes_on_where_it_was(cli: Cli, model: Path, once: Path, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.wcz"]
 
 
-def test_what_changed_since_is_packed_again(model: Path, tmp_path: Path) -> None:
-    part = killed(model, 0.8)
-    before = packed_at(part)
+def test_what_changed_since_is_packed_again(model: Path, killed: Path, tmp_path: Path) -> None:
+    before = packed_at(killed)
     assert len(before) == 3
     changed = {name: tensor + 1 for name, tensor in tensors_of(4).items() if name.startswith("layers.0.")}
     torch.save(changed, model / "pytorch_model-00001-of-00004.bin")
-    (part / "folder" / "pytorch_model-00002-of-00004.bin.wcz").write_bytes(b"cut off")
+    (killed / "folder" / "pytorch_model-00002-of-00004.bin.wcz").write_bytes(b"cut off")
     wcompress.pack(model, resume=True, **FAST)
     assert torch.allclose(wcompress.load(tmp_path / "model.wcz")["layers.0.bias"], changed["layers.0.bias"], atol=0.1)
     fresh = wcompress.pack(model, tmp_path / "fresh.wcz", **FAST)
@@ -106,14 +111,14 @@ def test_what_changed_since_is_packed_again(model: Path, tmp_path: Path) -> None
     assert len(fresh.warnings) == 0
 
 
+@pytest.mark.usefixtures("killed")
 def test_other_options_use_nothing_of_an_interrupted_pack(model: Path, tmp_path: Path) -> None:
-    killed(model, 0.6)
     wcompress.pack(model, resume=True, method="lossless", threads=1, device="cpu")
     assert {wcompress.inspect(path).method for path in (tmp_path / "model.wcz").glob("*.wcz")} == {"lossless"}
 
 
-def test_force_starts_anew(model: Path, once: Path, tmp_path: Path) -> None:
-    (killed(model, 0.3) / "folder" / "old.wcz").write_bytes(b"x")
+def test_force_starts_anew(model: Path, killed: Path, once: Path, tmp_path: Path) -> None:
+    (killed / "folder" / "old.wcz").write_bytes(b"x")
     wcompress.pack(model, force=True, **FAST)
     assert contents(tmp_path / "model.wcz") == contents(once / "model.wcz")
     (tmp_path / "other.wcz.part").mkdir()
