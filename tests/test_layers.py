@@ -18,6 +18,7 @@ LAYERS = [
     ["checkpoint", "blocks", "entropy", "archive", "tasks"],
     ["vae"],
     ["codec"],
+    ["directories"],
     ["evaluate"],
     ["refine"],
     ["api"],

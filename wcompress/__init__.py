@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from wcompress.api import pack as pack
     from wcompress.codec.options import PackOptions as PackOptions
     from wcompress.codec.reading import Archive as Archive
-    from wcompress.codec.reading import inspect as inspect
-    from wcompress.codec.reading import load as load
-    from wcompress.codec.reading import open_archive as open_archive
-    from wcompress.codec.reading import verify as verify
     from wcompress.codec.results import InspectResult as InspectResult
     from wcompress.codec.results import PackResult as PackResult
     from wcompress.codec.results import VerifyResult as VerifyResult
-    from wcompress.codec.unpacking import unpack as unpack
+    from wcompress.directories.opening import FolderArchive as FolderArchive
+    from wcompress.directories.opening import inspect as inspect
+    from wcompress.directories.opening import load as load
+    from wcompress.directories.opening import open_archive as open_archive
+    from wcompress.directories.opening import verify as verify
+    from wcompress.directories.packing import join_folder as join_folder
+    from wcompress.directories.unpacking import unpack as unpack
     from wcompress.errors import WCompressError as WCompressError
     from wcompress.evaluate import evaluate as evaluate
 
@@ -37,17 +39,19 @@ if TYPE_CHECKING:
 _HOMES = {
     "Archive": "wcompress.codec.reading:Archive",
     "InspectResult": "wcompress.codec.results:InspectResult",
+    "FolderArchive": "wcompress.directories.opening:FolderArchive",
     "PackOptions": "wcompress.codec.options:PackOptions",
     "PackResult": "wcompress.codec.results:PackResult",
     "VerifyResult": "wcompress.codec.results:VerifyResult",
     "WCompressError": "wcompress.errors:WCompressError",
     "evaluate": "wcompress.evaluate:evaluate",
-    "inspect": "wcompress.codec.reading:inspect",
-    "load": "wcompress.codec.reading:load",
-    "open": "wcompress.codec.reading:open_archive",
+    "inspect": "wcompress.directories.opening:inspect",
+    "join_folder": "wcompress.directories.packing:join_folder",
+    "load": "wcompress.directories.opening:load",
+    "open": "wcompress.directories.opening:open_archive",
     "pack": "wcompress.api:pack",
-    "unpack": "wcompress.codec.unpacking:unpack",
-    "verify": "wcompress.codec.reading:verify",
+    "unpack": "wcompress.directories.unpacking:unpack",
+    "verify": "wcompress.directories.opening:verify",
 }
 
 __all__ = [

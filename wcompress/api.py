@@ -13,10 +13,14 @@ import torch
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec import packing
-from wcompress.codec.encoding import Encoded, encode
+from wcompress.codec.encoding import Encoded
 from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore, with_error
 from wcompress.device import one_torch_thread
+from wcompress.directories.index import is_packed_folder
+from wcompress.directories.packing import pack_folder
+from wcompress.directories.source import WEIGHTS, weights_file
+from wcompress.errors import OptionError
 from wcompress.evaluate import check_against_ruined, observed, original_score
 from wcompress.files import archive_path
 from wcompress.progress import Progress, part
@@ -37,17 +41,26 @@ def pack(
     task: Task | str | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
+    engine: str | None = None,
+    shard: str | None = None,
+    workers: int | None = None,
     **overrides: Any,
 ) -> PackResult:
     """Make an archive of a model, and score it before and after when a task is given.
 
+    Of a model folder, such as those of Hugging Face, it makes a folder: an archive for each shard, an index, and the
+    side files.
+
     Args:
-        source: a checkpoint file, or name → tensor.
-        output: the archive; by default the source's name with `.wcz` added.
+        source: a checkpoint file, a folder, or name → tensor.
+        output: the archive or folder; by default the source's name with `.wcz` added.
         options: how to pack.
         task: a task, or the name or place of one.
         data_dir: where a built-in task's data lies.
         progress: called as the work goes on.
+        engine: `processes` or `ray`, to pack several shards of a folder at once.
+        shard: `I/N`, to pack every N-th shard of a folder from the I-th on; see `join_folder`.
+        workers: shards at once with engine `processes`.
         **overrides: fields of `PackOptions` by name.
 
     Raises:
@@ -57,6 +70,23 @@ def pack(
         >>> result = pack("model.pt", "model.wcz", effort=3)  # doctest: +SKIP
         >>> result.ratio, result.latent_ratio  # doctest: +SKIP
     """
+    if not isinstance(source, Mapping) and (is_packed_folder(source) or weights_file(source) is not None):
+        if is_packed_folder(source):
+            raise OptionError(f"{os.fspath(source)}: is a folder of archives already; use unpack to restore it")
+        if task is not None:
+            raise OptionError("task: works with a model in one file, not with a folder; name the file in it")
+        return pack_folder(
+            source,
+            output,
+            packing.with_overrides(options, overrides),
+            engine=engine,
+            shard=shard,
+            workers=workers,
+            progress=progress,
+        )
+    for name, value in (("engine", engine), ("shard", shard), ("workers", workers)):
+        if value is not None:
+            raise OptionError(f"{name}: works with a folder of {' or '.join(WEIGHTS)}; leave it out")
     if task is None:
         return packing.pack(source, output, options, progress=progress, **overrides)
     if isinstance(task, str):
@@ -80,7 +110,9 @@ class _TaskEncoder:
         self._allowed: float | None = None
         self._refine: RefineEncoder | None = None
 
-    def __call__(self, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
+    def __call__(
+        self, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None
+    ) -> Encoded | None:
         """See `wcompress.codec.packing.Encoder`.
 
         Raises:
@@ -89,7 +121,7 @@ class _TaskEncoder:
         part(progress, 0.0, 0.0, "scoring the model")
         if options.max_drop is None and options.refine != "on":
             self._before = original_score(self._task, checkpoint.tensors, "test")
-            return encode(checkpoint, options, device, progress)
+            return None
         from wcompress.refine.packing import RefineEncoder, goal_of, try_inputs
         from wcompress.refine.resume import state_path
 

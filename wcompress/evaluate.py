@@ -14,7 +14,8 @@ from torch import nn
 
 from wcompress.archive import MAGIC
 from wcompress.checkpoint import read_checkpoint
-from wcompress.codec.reading import load
+from wcompress.directories.index import is_packed_folder
+from wcompress.directories.opening import load
 from wcompress.errors import TaskError
 from wcompress.tasks import Scale, Score, Task, as_task, load_task, observe
 
@@ -42,7 +43,9 @@ class EvalResult:
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether a file starts as an archive does."""
+    """Whether a file starts as an archive does, or a folder holds archives."""
+    if is_packed_folder(path):
+        return True
     try:
         with Path(path).open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC

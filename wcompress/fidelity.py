@@ -63,12 +63,14 @@ class ErrorFigures:
         max_abs_error: the largest |w−ŵ| over all finite elements of float tensors; None when there is none.
         lossless: every tensor of every dtype is the same bit for bit.
         tensors: of each float tensor by name.
+        energy: Σw² of the original's that the SQNR is pooled over; infinite where that is too large.
     """
 
     sqnr_db: float | None
     max_abs_error: float | None
     lossless: bool
     tensors: Mapping[str, TensorError] = field(default_factory=dict)
+    energy: float = 0.0
 
     @property
     def worst(self) -> Worst | None:
@@ -192,7 +194,7 @@ class Comparison:
         measurable = math.isfinite(signal) and math.isfinite(noise) and signal > 0 and noise > 0
         largest = self._largest if self._largest is not None and math.isfinite(self._largest) else None
         tensors = {name: _error(sums) for name, sums in self._tensors.items()}
-        return ErrorFigures(_sqnr_db(signal, noise) if measurable else None, largest, self._lossless, tensors)
+        return ErrorFigures(_sqnr_db(signal, noise) if measurable else None, largest, self._lossless, tensors, signal)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     tensors: dict[str, torch.Tensor] = {}
     try:
         with without_known_warnings(), safe_open(path, framework="pt", device="cpu") as file:
-            metadata = dict(file.metadata() or {})
+            metadata = dict(sorted((file.metadata() or {}).items()))  # the library gives them in any order
             for name in _names_by_offset(path):
                 tensors[check_name(name, where)] = file.get_tensor(name)
     except CheckpointError:

@@ -19,6 +19,7 @@ from wcompress.cli.failures import INTERNAL_ERROR, failure_of
 
 _COMMANDS = {
     "pack": "Make an archive of a model.",
+    "join": "Put the parts of a folder together that `pack --shard` packed.",
     "unpack": "Restore a model from an archive.",
     "inspect": "Show what is in an archive, byte by byte, without decoding it.",
     "verify": "Check an archive's checksums and decode it in full.",

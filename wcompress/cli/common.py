@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from wcompress.directories.results import FolderInspectResult, FolderPackResult
     from wcompress.fidelity import Worst
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -148,6 +149,15 @@ def worst_rows(worst: Worst | None) -> list[tuple[str, str]]:
     if worst.row_sqnr_db is not None:
         rows.append(("worst row", f"{worst.row_sqnr_db:.1f} dB, of {shown(worst.row_tensor)}"))
     return rows
+
+
+def folder_rows(result: FolderPackResult | FolderInspectResult) -> list[tuple[str, str]]:
+    """Rows for the size of a folder of archives, and for what is in it."""
+    return [
+        ("archives", f"{n_bytes(sum(shard.archive_bytes for shard in result.shards))} in {len(result.shards):,}"),
+        ("side files, byte for byte", f"{n_bytes(result.side_file_bytes)} in {result.n_side_files:,}"),
+        ("all, with the index", n_bytes(result.archive_bytes)),
+    ]
 
 
 def plain(sentences: str) -> Text:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from wcompress.cli.common import Output, common_options, decibels, figures_table, n_bytes, times, worst_rows
+from wcompress.cli.common import (
+    Output,
+    common_options,
+    decibels,
+    figures_table,
+    folder_rows,
+    n_bytes,
+    times,
+    worst_rows,
+)
 from wcompress.cli.inputs import Answer, answer_each
 
 _EPILOG = """Examples:
@@ -14,6 +23,7 @@ _EPILOG = """Examples:
 \b
   wcompress inspect model.pt.wcz
   wcompress inspect model.pt.wcz --json
+  wcompress inspect llama.wcz                  a folder of archives: sums over all of them
 """
 
 
@@ -21,7 +31,8 @@ _EPILOG = """Examples:
 @click.argument("archives", metavar="ARCHIVE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @common_options
 def command(out: Output, archives: tuple[Path, ...]) -> None:
-    """Show what ARCHIVE holds and where its bytes go. Checksums are compared; nothing is decoded."""
+    """Show what ARCHIVE, a file or a folder of them, holds and where its bytes go. Checksums are compared; nothing is
+    decoded."""
     answer_each(out, archives, _inspect)
 
 
@@ -30,7 +41,8 @@ def _inspect(archive: Path) -> Answer:
     from rich.table import Table
 
     from wcompress.checkpoint.messages import shown
-    from wcompress.codec.reading import inspect
+    from wcompress.directories.opening import inspect
+    from wcompress.directories.results import FolderInspectResult
 
     result = inspect(archive)
     rows = [
@@ -44,6 +56,8 @@ def _inspect(archive: Path) -> Answer:
         *worst_rows(result.worst),
         ("SHA-256 of the tensors", result.sha256),
     ]
+    if isinstance(result, FolderInspectResult):
+        rows[4:5] = folder_rows(result)
     if result.latent_ratio is not None:
         rows.append(("latent ratio, the paper's", times(result.latent_ratio)))
     sections = Table("section", "bytes", "share", title="Where the bytes go", title_justify="left")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +16,7 @@ from wcompress.cli.common import (
     data_dir_option,
     decibels,
     figures_table,
+    folder_rows,
     model_options,
     n_bytes,
     parse_sizes,
@@ -41,6 +44,10 @@ _EPILOG = """Examples:
   wcompress pack model.pt --task mnist-fnn --max-drop 0.5
   wcompress pack a.pt b.pt -o archives         makes archives/a.pt.wcz and archives/b.pt.wcz
   wcompress pack model.pt -o - | ssh host 'cat > model.pt.wcz'
+  wcompress pack llama                         a Hugging Face folder: makes the folder llama.wcz
+  wcompress pack llama --resume                goes on with what was interrupted
+  wcompress pack llama --engine processes      packs several of its shards at once
+  wcompress pack llama -o llama.wcz --shard 1/4    on one of four machines, then: wcompress join llama.wcz
 """
 
 
@@ -81,7 +88,19 @@ _EPILOG = """Examples:
     help="Retrain the weights on the task's inputs, without labels, while quantising: far smaller archives, in minutes."
     " auto: with --max-drop only. on, without a target: as --max-drop 0.5.",
 )
-@click.option("--resume", is_flag=True, help="Continue a refinement that was interrupted.")
+@click.option("--resume", is_flag=True, help="Continue a refinement, or the pack of a folder, that was interrupted.")
+@click.option(
+    "--engine",
+    type=click.Choice(["processes", "ray"]),
+    help="Of a folder, pack several shards at once: in processes of this machine, or as tasks of ray. The output is the"
+    " same.  [default: one after the other]",
+)
+@click.option("--workers", type=click.IntRange(1, 1024), help="Shards at once with --engine processes.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Of a folder, pack every N-th shard from the I-th on; `wcompress join OUTPUT` puts the parts together.",
+)
 @click.option(
     "--time-limit",
     type=float,
@@ -116,6 +135,9 @@ def command(
     max_drop: float | None,
     refine: str,
     resume: bool,
+    engine: str | None,
+    workers: int | None,
+    shard: str | None,
     time_limit: float | None,
     fail_on_test_drop: bool,
     task: str | None,
@@ -132,7 +154,8 @@ def command(
     data_dir: Path | None,
 ) -> None:
     """Make an archive of MODEL: a .pt, .pth or Lightning .ckpt file, a .safetensors file, its sharded index, or a
-    folder with one of them.
+    folder with one of them. A Hugging Face folder becomes a folder: an archive for each shard, an index, and all other
+    files as they are.
 
     By default the archive is lossy; --method lossless keeps every bit. MODEL itself is never changed, and no code that
     it may carry is run. At most one target can be set.
@@ -169,16 +192,18 @@ def command(
         if resume:
             raise OptionError("--resume with -o -: an interrupted refinement is kept beside the archive; name a file")
     outputs = outputs_of(models, output, lambda model: Path(archive_path(model)))
+    how = {"engine": engine, "workers": workers, "shard": shard}
 
     def work(model: Path) -> Answer:
         if outputs[model] != STANDARD_OUTPUT:
-            answer = _answer(out, model, result := _pack(out, model, outputs[model], options, task, data_dir))
+            said = answer(out, model, result := _pack(out, model, outputs[model], options, task, data_dir, how))
         else:
+            _check_is_file(model)
             with to_standard_output("model.wcz") as path:
-                result = _pack(out, model, path, options, task, data_dir, resumable=False)
-                answer = _answer(out, model, replace(result, archive="standard output"), restorable=False)
+                result = _pack(out, model, path, options, task, data_dir, how, resumable=False)
+                said = answer(out, model, replace(result, archive="standard output"), restorable=False)
         fails = fail_on_test_drop and result.task is not None and result.task.exceeds
-        return replace(answer, exit_code=int(fails))
+        return replace(said, exit_code=int(fails))
 
     answer_each(out, models, work, err=output == STANDARD_OUTPUT)
 
@@ -190,27 +215,45 @@ def _pack(
     options: PackOptions,
     task: str | None,
     data_dir: Path | None,
+    how: Mapping[str, Any],
     *,
     resumable: bool = True,
 ) -> PackResult:
     from wcompress.api import pack
 
+    target = str(output or archive_path(model)).rstrip("/")
+    work = Path(f"{target}.part")
+    is_new = not work.exists()
     with out.progress(model.name) as progress:
         try:
-            return pack(model, output, options, task=task, data_dir=data_dir, progress=progress)
-        except KeyboardInterrupt:
-            kept = Path(f"{output or archive_path(model)}.refine")
-            if resumable and options.refines and not options.dry_run and kept.is_file():
-                out.message(f"{kept} holds the work done so far: repeat the command with --resume to continue")
+            return pack(model, output, options, task=task, data_dir=data_dir, progress=progress, **how)
+        except BaseException as error:
+            kept = [work] if is_new else []
+            if isinstance(error, KeyboardInterrupt) and options.refines:
+                kept.append(Path(f"{target}.refine"))
+            for path in kept:
+                if resumable and not options.dry_run and path.exists():
+                    out.message(f"{path} holds the work done so far: repeat the command with --resume to continue")
             raise
 
 
-def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = True) -> Answer:
+def _check_is_file(model: Path) -> None:
+    from wcompress.directories.source import weights_file
+
+    if weights_file(model) is not None:
+        raise OptionError(f"-o -: {model} becomes a folder, which standard output cannot take; name a folder")
+
+
+def answer(out: Output, model: Path, result: PackResult, *, restorable: bool = True) -> Answer:
+    """What there is to say about a pack: warnings at once, and figures."""
     from wcompress.codec.results import with_error
+    from wcompress.directories.results import FolderPackResult
 
     for warning in result.warnings:
         out.message(f"warning: {warning}")
     others = [name for name in result.left_out if name not in result.left_out_tensors]
+    if isinstance(result, FolderPackResult):  # whose warnings name the files
+        others = [name for shard in result.shards for name in shard.left_out if name in others]
     if result.left_out_tensors:
         out.message(f"left out, with tensors that are not the model's: {', '.join(result.left_out_tensors)}")
     if others:
@@ -241,8 +284,14 @@ def _answer(out: Output, model: Path, result: PackResult, *, restorable: bool = 
         if score.reason:
             rows.append(("chosen", f"{score.chosen}: {score.reason}"))
     arrow = "would make" if result.dry_run else "→"
+    if isinstance(result, FolderPackResult):
+        rows[2:3] = folder_rows(result)
+    if isinstance(result, FolderPackResult) and result.work is not None:
+        text = f"Kept in {result.work}. When all parts are there: wcompress join {shlex.quote(result.archive)}"
+    else:
+        text = verdict(result, restorable=restorable)
     table = figures_table(f"{model.name} {arrow} {result.archive}", rows)
-    return Answer(result.to_json(), [table, plain(verdict(result, restorable=restorable))])
+    return Answer(result.to_json(), [table, plain(text)])
 
 
 def _floors(result: PackResult) -> list[tuple[str, str]]:

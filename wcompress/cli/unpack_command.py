@@ -10,6 +10,7 @@ import click
 from wcompress.cli.common import Output, common_options, n_bytes, plain
 from wcompress.cli.inputs import Answer, answer_each, outputs_of
 from wcompress.cli.standard_output import STANDARD_OUTPUT, check_standard_output, to_standard_output
+from wcompress.errors import OptionError
 
 _EPILOG = """Examples:
 
@@ -17,6 +18,7 @@ _EPILOG = """Examples:
   wcompress unpack model.pt.wcz                makes model.safetensors
   wcompress unpack model.pt.wcz -o model.pt    makes a .pt file, by its name
   wcompress unpack model.pt.wcz -o encoder.safetensors --only '^encoder'
+  wcompress unpack llama.wcz -o llama2         a folder of archives: shards, index and all other files
   wcompress unpack a.pt.wcz b.pt.wcz -o models makes models/a.safetensors and models/b.safetensors
 """
 
@@ -47,12 +49,16 @@ def command(
 ) -> None:
     """Restore the model in ARCHIVE. The tensors are checked against the archive's SHA-256 before they are written.
 
+    A folder of archives becomes the model folder that it was made of.
+
     Of several ARCHIVEs, one that fails does not stop the others; the exit code is the highest.
     """
     from dataclasses import replace
 
     from wcompress.checkpoint.messages import shown
-    from wcompress.codec.unpacking import UnpackResult, default_output, unpack
+    from wcompress.codec.unpacking import UnpackResult
+    from wcompress.directories.index import is_packed_folder
+    from wcompress.directories.unpacking import default_output, unpack
 
     if output == STANDARD_OUTPUT:
         check_standard_output(out, archives)
@@ -67,7 +73,13 @@ def command(
 
     def work(archive: Path) -> Answer:
         if outputs[archive] != STANDARD_OUTPUT:
-            return answer(archive, unpack(archive, outputs[archive], format=format_, only=only, force=out.force))
+            with out.progress(archive.name) as progress:
+                result = unpack(
+                    archive, outputs[archive], format=format_, only=only, force=out.force, progress=progress
+                )
+            return answer(archive, result)
+        if is_packed_folder(archive):
+            raise OptionError(f"-o -: {archive} becomes a folder, which standard output cannot take; name a folder")
         with to_standard_output(f"model.{format_ or 'safetensors'}") as path:
             result = unpack(archive, path, format=format_, only=only)
             return answer(archive, replace(result, output="standard output"))

@@ -38,6 +38,10 @@ def _size(result: PackResult) -> str:
         return f"{times(result.ratio)} smaller."
     if not result.ratio:
         return "Nothing to make smaller: the model holds no numbers."
+    beside = result.sections.get("side_files", 0)
+    if 2 * beside > result.archive_bytes:
+        part = f"side files take {beside:,} of its {result.archive_bytes:,} bytes"
+        return f"Not smaller: the output is {times(1 / result.ratio)} the size of the weights: {part}."
     decoder = result.sections.get("decoder", 0)
     why = (
         f": the VAE's decoder takes {decoder:,} of its {result.archive_bytes:,} bytes"

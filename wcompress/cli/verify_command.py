@@ -21,6 +21,7 @@ _EPILOG = """Examples:
 \b
   wcompress verify model.pt.wcz
   wcompress verify model.pt.wcz --against model.pt
+  wcompress verify llama.wcz --against llama   a folder of archives, and the folder that it was made of
 """
 
 
@@ -41,8 +42,8 @@ def command(out: Output, archives: tuple[Path, ...], against: Path | None, key: 
 
 
 def _verify(out: Output, archive: Path, against: Path | None, key: str | None) -> Answer:
-    from wcompress.codec.reading import verify
     from wcompress.codec.results import VerifyResult
+    from wcompress.directories.opening import verify
 
     try:
         result = verify(archive, against, key=key)

@@ -12,7 +12,7 @@ from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import slabs
 from wcompress.codec.container.manifest import Manifest, TensorEntry
-from wcompress.codec.encoding import GroupedEncoding
+from wcompress.codec.grouped_encoding import GroupedEncoding
 from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.reading import TensorsDigest

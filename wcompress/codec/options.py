@@ -25,7 +25,7 @@ class PackOptions:
         ratio: target: at least this ratio.
         max_drop: target: at most so many points lost on a task's validation examples; needs a task.
         refine: `on` to train on the task's inputs while quantising, `off` not to; `auto` is on with `max_drop`.
-        resume: go on from the checkpoint of a refinement that was interrupted.
+        resume: go on with a refinement, or the pack of a folder, that was interrupted.
         block_size: parameters in a block.
         latent_dim: numbers in a block's latent.
         hidden: for `paper`: sizes of the VAE's hidden layers, from block to latent.
@@ -92,8 +92,6 @@ class PackOptions:
             raise OptionError(f"{targets[0]}: method {self.method} cannot aim at a target; use method vae")
         if self.refine == "on" and (self.sqnr is not None or self.method != "vae"):
             raise OptionError("refine: works with method vae and a target of score or size; leave sqnr out")
-        if self.resume and not self.refines:
-            raise OptionError("resume: nothing is refined without refine=on or max_drop; set one of them")
 
     @property
     def refines(self) -> bool:

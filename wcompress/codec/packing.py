@@ -17,8 +17,9 @@ from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
 from wcompress.codec.container.groups import grouped
 from wcompress.codec.container.manifest import Manifest
-from wcompress.codec.encoding import Encoded, GroupedEncoding, Progress, encode, encode_plan, planned
+from wcompress.codec.encoding import Encoded, Progress, encode_plan, planned
 from wcompress.codec.group_writing import CHECKING, Written, write_groups
+from wcompress.codec.grouped_encoding import GroupedEncoding
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan
 from wcompress.codec.reading import tensors_digest
@@ -34,8 +35,8 @@ from wcompress.threads import work_threads
 POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
 """An SQNR below which there is a warning; see docs/quality.md."""
 
-Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded]
-"""Finds what to store; `encode` is one."""
+Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded | None]
+"""Finds what to store, or leaves it to the codec and gives None."""
 
 _SAMPLING_SHARE = 0.15
 _ENCODING_SHARE = 0.97
@@ -51,8 +52,9 @@ def pack_and_restore(
     options: PackOptions | None = None,
     *,
     progress: Progress | None = None,
-    encoder: Encoder = encode,
+    encoder: Encoder | None = None,
     keep_restored: bool = True,
+    whole: Mapping[str, torch.Tensor] | None = None,
     **overrides: Any,
 ) -> tuple[PackResult, dict[str, torch.Tensor]]:
     """Make an archive of a model.
@@ -62,7 +64,9 @@ def pack_and_restore(
         output: the archive; by default the source's name with `.wcz` added.
         options: how to pack.
         progress: called as the work goes on.
-        encoder: finds what to store.
+        encoder: finds what to store; by default the codec does.
+        whole: the tensors of the whole model in order, where the source is a shard of it; see
+            `wcompress.codec.encoding.encode`.
         keep_restored: whether the tensors that the archive restores to are wanted; a large model's are many.
         **overrides: fields of `PackOptions` by name.
 
@@ -74,12 +78,13 @@ def pack_and_restore(
         OptionError: an option has no such value.
         OutputError: the output exists already or cannot be written.
     """
-    try:
-        options = replace(options or PackOptions(), **overrides)
-    except TypeError as error:
-        raise OptionError(f"pack: {error}; PackOptions lists the options") from error
-    if encoder is encode and (options.max_drop is not None or options.refine == "on"):
+    options = with_overrides(options, overrides)
+    if encoder is None and (options.max_drop is not None or options.refine == "on"):
         raise OptionError("max_drop and refine need a task, which says what the model is for")
+    if options.resume and not options.refines:
+        raise OptionError(
+            "resume: nothing is refined without refine=on or max_drop, and this is no folder of shards; leave it out"
+        )
     start = time.perf_counter()
     source_path = None if isinstance(source, Mapping) else os.fspath(source)
     if output is None:
@@ -96,22 +101,26 @@ def pack_and_restore(
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_torch_thread())
         stack.enter_context(work_threads(options.threads))
-        plan = planned(checkpoint, options) if encoder is encode else None
-        whole = None
+        whole = checkpoint.tensors if whole is None else whole
+        encoding = part(progress, 0.0, _ENCODING_SHARE)
+        encoded = None if encoder is None else encoder(checkpoint, options, device, encoding)
+        plan = planned(checkpoint, options, whole) if encoded is None else None
+        at_once = None
         if plan is None or options.method == "paper" or not grouped(plan.entries):
-            whole = _encode(checkpoint, options, device, progress, encoder, plan)
+            at_once = _encode(checkpoint, options, device, progress, encoded or plan, whole)
         if options.dry_run:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
             path = Path(folder) / "archive"
         else:
             path = stack.enter_context(atomic_output(output, force=options.force, source=source_path))
-        if whole is not None:
-            written = whole.write(path)
+        if at_once is not None:
+            written = at_once.write(path)
         else:
             assert plan is not None
-            encoding = GroupedEncoding(plan, checkpoint, options, device, part(progress, 0.0, _SAMPLING_SHARE))
+            sampling = part(progress, 0.0, _SAMPLING_SHARE)
+            groups = GroupedEncoding(plan, checkpoint, options, device, sampling, whole)
             rest = part(progress, _SAMPLING_SHARE, 1.0)
-            written = write_groups(encoding, checkpoint, options, path, rest, keep_restored=keep_restored)
+            written = write_groups(groups, checkpoint, options, path, rest, keep_restored=keep_restored)
         _check_promises(options, checkpoint, written.n_bytes, written.figures)
     result = PackResult(
         archive=os.fspath(output),
@@ -130,12 +139,25 @@ def pack_and_restore(
         left_out_tensors=checkpoint.left_out_tensors,
         max_abs_error=written.figures.max_abs_error,
         dry_run=options.dry_run,
-        history=None if whole is None else whole.encoded.history,
+        history=None if at_once is None else at_once.encoded.history,
+        weights_energy=written.figures.energy,
         worst=written.manifest.worst,
         floors=written.floors,
         warnings=(*checkpoint.notes, *_unused(options), *written.warnings, *_poor(options, written.manifest.worst)),
     )
     return result, written.restored
+
+
+def with_overrides(options: PackOptions | None, overrides: Mapping[str, Any]) -> PackOptions:
+    """The options, or the default ones, with some fields replaced.
+
+    Raises:
+        OptionError: there is no such field, or it has no such value.
+    """
+    try:
+        return replace(options or PackOptions(), **overrides)
+    except TypeError as error:
+        raise OptionError(f"pack: {error}; PackOptions lists the options") from error
 
 
 def pack(
@@ -144,10 +166,13 @@ def pack(
     options: PackOptions | None = None,
     *,
     progress: Progress | None = None,
+    whole: Mapping[str, torch.Tensor] | None = None,
     **overrides: Any,
 ) -> PackResult:
     """`pack_and_restore` without the tensors."""
-    return pack_and_restore(source, output, options, progress=progress, keep_restored=False, **overrides)[0]
+    return pack_and_restore(source, output, options, progress=progress, keep_restored=False, whole=whole, **overrides)[
+        0
+    ]
 
 
 def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes: int, figures: ErrorFigures) -> None:
@@ -190,7 +215,7 @@ def _poor(options: PackOptions, worst: Worst | None) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Whole:
+class _AtOnce:
     """A model that is one group, encoded and restored again."""
 
     encoded: Encoded
@@ -218,19 +243,20 @@ def _encode(
     options: PackOptions,
     device: str,
     progress: Progress | None,
-    encoder: Encoder,
-    plan: Plan | None,
-) -> _Whole:
+    found: Encoded | Plan | None,
+    whole: Mapping[str, torch.Tensor],
+) -> _AtOnce:
+    # From what was encoded already, or from a plan.
     start = time.perf_counter()
-    encoding = part(progress, 0.0, _ENCODING_SHARE)
-    if plan is None:
-        encoded = encoder(checkpoint, options, device, encoding)
+    if isinstance(found, Encoded):
+        encoded = found
     else:
-        encoded = encode_plan(plan, checkpoint, options, device, encoding)
+        assert found is not None
+        encoded = encode_plan(found, checkpoint, options, device, part(progress, 0.0, _ENCODING_SHARE), whole)
     part(progress, _ENCODING_SHARE, 1.0, CHECKING)
     done = time.perf_counter()
     restored = restore_encoded(checkpoint, encoded)
     figures = compare(checkpoint.tensors, restored)
     manifest = encoded.manifest(checkpoint, figures.sqnr_db, None if encoded.refined else figures.worst)
     seconds = {"encode": done - start, "check": time.perf_counter() - done}
-    return _Whole(encoded, manifest, restored, figures, seconds)
+    return _AtOnce(encoded, manifest, restored, figures, seconds)

@@ -162,6 +162,7 @@ class PackResult(ArchiveSummary):
         history: of the VAE's training, None where none was trained.
         floors: that hold for every tensor and row; None where nothing is coded with loss, or a task decided.
         warnings: one line for each thing a user should know before relying on the archive.
+        weights_energy: Σw² over the source's float tensors of two or more dimensions, finite elements only.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -173,6 +174,7 @@ class PackResult(ArchiveSummary):
     history: TrainingHistory | None = None
     floors: Floors | None = None
     warnings: tuple[str, ...] = ()
+    weights_energy: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The object that `pack --json` prints."""

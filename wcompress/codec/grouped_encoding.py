@@ -1,0 +1,187 @@
+"""A model of several groups: one rate for all, from a sample, and each group encoded alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from wcompress.checkpoint import Checkpoint
+from wcompress.codec.container.groups import grouped
+from wcompress.codec.encoding import (
+    LACKING,
+    SQNR_TOLERANCE_DB,
+    Encoded,
+    check_sub_blocks,
+    cut_warning,
+    fine_margin_db,
+    lossless_payloads,
+)
+from wcompress.codec.options import PackOptions
+from wcompress.codec.plan import Plan
+from wcompress.codec.rate_control.floors import Floors
+from wcompress.codec.rate_control.rate import Rate
+from wcompress.codec.rate_control.sampling import sampled_rate
+from wcompress.codec.rate_control.search import VaeSearch
+from wcompress.codec.rate_control.step_rule import StepRule, default_sqnr_db
+from wcompress.codec.rate_control.step_search import Target
+from wcompress.codec.rate_control.weights import MOST_EXACT
+from wcompress.codec.storage.exact import encode_raw
+from wcompress.codec.storage.exceptions import encode_exceptions
+from wcompress.deadline import Deadline
+from wcompress.fidelity import computable, energy
+from wcompress.progress import Progress
+
+_MOST_PASSES, _LEAST_OF_BYTES, _AIMED_OF_BYTES, _AIMED_DB = 6, 0.98, 0.993, 0.03
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class GroupedEncoding:
+    """A model of several groups, each encoded alone, in passes until the target is met.
+
+    Args:
+        plan: of the whole model.
+        checkpoint: the model.
+        options: how to pack.
+        device: to train on.
+        progress: of what comes before the first group.
+        whole: see `encode`.
+
+    Attributes:
+        groups: the parts that each holds.
+        entries: of all tensors.
+        warnings: one line each, once all groups are encoded.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        options: PackOptions,
+        device: str,
+        progress: Progress | None,
+        whole: Tensors,
+    ) -> None:
+        self._plan, self._checkpoint, self._options, self._device = plan, checkpoint, options, device
+        self.entries, self.groups = plan.entries, grouped(plan.entries)
+        self._deadline = Deadline(options.time_limit)
+        self._numbers = {name: number for number, name in enumerate(plan.coded)}
+        self._n_passes, self._was_cut, self._lacks = 0, False, False
+        self._rule: StepRule | None = None
+        self._rate: Rate | None = None
+        self._wanted_db = 0.0  # an SQNR in which all counts that is kept exactly
+        self._before: tuple[float, float] | None = None  # octaves that the step was moved by, and what was missing
+        if options.method != "vae" or not plan.coded:
+            return
+        check_sub_blocks(options)
+        by_sqnr = options.sqnr is not None
+        self._rule = StepRule.of(whole, plan.to_code, by_sqnr=by_sqnr)
+        target = Target(sqnr_db=default_sqnr_db(whole) if options.sqnr is None else options.sqnr + _AIMED_DB)
+        budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
+        if budget is not None:
+            beside = len(encode_raw(plan.raw.values())) + 2 * sum(tensor.numel() for tensor in plan.fine.values())
+            target = Target(n_bytes=max(1, budget - beside))
+        exact = plan.exact_energy() if by_sqnr else 0.0
+        self._rate = sampled_rate(
+            plan.to_code,
+            self._rule,
+            target,
+            options,
+            device,
+            exact_energy=exact,
+            progress=progress,
+        )
+        if options.sqnr is not None:
+            self._rate = replace(self._rate, sqnr_db=options.sqnr)
+            own = sum(energy(computable(tensor).reshape(-1).numpy()) for tensor in plan.to_code.values())
+            share = exact / own if own else 0.0
+            self._wanted_db = options.sqnr + 10 * math.log10((1 + share) / (1 + min(share, MOST_EXACT)))
+
+    @property
+    def floors(self) -> Floors | None:
+        """That hold for every tensor and row; None where there are none."""
+        return Floors.at(self._rate.sqnr_db) if self._options.floors and self._rate is not None else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (*((LACKING,) if self._lacks else ()), *cut_warning(self._was_cut, self._options))
+
+    def encode(self, number: int, progress: Progress | None) -> Encoded:
+        """One group, with entries that have the shapes of its parts."""
+        options, parts = self._options, self.groups[number]
+        plan = self._plan.of_group(parts)
+        raw = encode_raw(plan.raw.values())
+        if options.method == "lossless":
+            return Encoded(plan.entries, ({**lossless_payloads(plan), "raw": raw},), method="lossless")
+        coded = [part for part in parts if self.entries[part.index].kind == "coded"]
+        which = [(self._numbers[self.entries[p.index].name], slice(p.start, p.stop)) for p in coded]
+        if self._rule is None or self._rate is None:
+            rule, rate = StepRule.of({}, {}, by_sqnr=True), Rate(1.0, _exact_db(options), 1.0, None)
+        else:
+            rule, rate = self._rule.of_parts(which), self._rate
+        search = VaeSearch(
+            plan.to_code,
+            plan.fine,
+            rule,
+            block_size=options.block_size,
+            latent_dim=options.latent_dim,
+            effort=options.effort,
+            seed=options.seed,
+            device=self._device,
+            fine_margin_db=fine_margin_db(options),
+            deadline=self._deadline,
+            floors=options.floors,
+            rate=rate,
+            grouped=True,
+            progress=progress,
+        )
+        solution = search.run_at(rate)
+        self._was_cut = self._was_cut or search.was_cut
+        self._lacks = self._lacks or (options.floors and not search.keeps_floors(solution))
+        exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
+        payloads = {**search.sections(solution), "exceptions": exceptions, "raw": raw}
+        padding = -sum(t.numel() for t in plan.coded.values()) % options.block_size
+        return Encoded(plan.entries, (payloads,), padding, solution.model.scales.latents.size)
+
+    def again(self, sqnr_db: float | None, n_bytes: int) -> bool:
+        """Whether another pass is needed, at a rate that is corrected; after all groups were encoded.
+
+        Args:
+            sqnr_db: of what the archive restores to; None where nothing differs.
+            n_bytes: of the archive.
+        """
+        self._n_passes += 1
+        options, rate = self._options, self._rate
+        budget = options.archive_bytes(self._checkpoint.original_bytes, self._checkpoint.n_params)
+        if rate is None or self._n_passes >= _MOST_PASSES or (self._n_passes > 1 and self._deadline.passed):
+            return False
+        if budget is not None:
+            if _LEAST_OF_BYTES * budget <= n_bytes <= budget:
+                return False
+            n_weights = sum(tensor.numel() for tensor in self._plan.coded.values())
+            missing, slope = 8 * (n_bytes - _AIMED_OF_BYTES * budget) / n_weights, 1.0
+        elif options.sqnr is not None and sqnr_db is not None:
+            if 0 <= sqnr_db - self._wanted_db <= SQNR_TOLERANCE_DB:
+                return False
+            missing, slope = sqnr_db - self._wanted_db - _AIMED_DB * self._n_passes, 6.02
+        else:
+            return False
+        if self._before is not None:
+            # Floors make the model follow its step less than a quantiser alone does.
+            octaves, was_missing = self._before
+            found = (was_missing - missing) / octaves if octaves else slope
+            slope = min(max(found, slope / 4), 2 * slope)
+        self._before = missing / slope, missing
+        self._rate = rate.moved(missing / slope)
+        if options.sqnr is not None:
+            self._rate = replace(self._rate, sqnr_db=options.sqnr)  # which is what floors go with
+        self._lacks = False
+        return True
+
+
+def _exact_db(options: PackOptions) -> float:
+    # Where nothing is coded, and a quality is asked for.
+    return 22.0 if options.sqnr is None else options.sqnr
