@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from wcompress.api import pack as pack
+    from wcompress.codec.loading import load_into as load_into
     from wcompress.codec.options import PackOptions as PackOptions
     from wcompress.codec.reading import Archive as Archive
     from wcompress.codec.reading import inspect as inspect
@@ -44,6 +45,7 @@ _HOMES = {
     "evaluate": "wcompress.evaluate:evaluate",
     "inspect": "wcompress.codec.reading:inspect",
     "load": "wcompress.codec.reading:load",
+    "load_into": "wcompress.codec.loading:load_into",
     "open": "wcompress.codec.reading:open_archive",
     "pack": "wcompress.api:pack",
     "unpack": "wcompress.codec.unpacking:unpack",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 
 import numpy as np
@@ -14,8 +15,10 @@ from wcompress.archive import ArchiveReader
 from wcompress.checkpoint import Checkpoint, read_checkpoint, state_metadata
 from wcompress.codec.container.manifest import Manifest, TensorEntry
 from wcompress.codec.methods.paper import root_mean_square
+from wcompress.codec.names import suggestion
 from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
+from wcompress.codec.slices import TensorSlice
 from wcompress.codec.storage.dtypes import entry_dtype, tensor_bytes
 from wcompress.errors import ArchiveError, ChecksumMismatch
 from wcompress.fidelity import compare, is_finite, same_bits
@@ -28,17 +31,23 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """SHA-256 over names, dtypes, shapes and bytes of tensors in order, as docs/format.md defines it, 32 bytes."""
     sha = hashlib.sha256()
     for name, tensor in tensors.items():
-        for text in (name.encode(), str(tensor.dtype).removeprefix("torch.").encode()):
-            sha.update(encode_varint(len(text)) + text)
-        sha.update(b"".join(encode_varint(size) for size in (tensor.ndim, *tensor.shape)))
-        sha.update(tensor_bytes(tensor))
+        add_to_digest(sha, name, tensor)
     return sha.digest()
 
 
-class Archive:
-    """An open archive; a context manager.
+def add_to_digest(sha: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
+    """One tensor's share of `tensors_digest`, in order."""
+    for text in (name.encode(), str(tensor.dtype).removeprefix("torch.").encode()):
+        sha.update(encode_varint(len(text)) + text)
+    sha.update(b"".join(encode_varint(size) for size in (tensor.ndim, *tensor.shape)))
+    sha.update(tensor_bytes(tensor))
 
-    Opening reads the index and the manifest; tensors are decoded when asked for.
+
+class Archive:
+    """An open archive; a context manager, and a collection of tensor names.
+
+    Opening reads the index and the manifest; tensors are decoded when asked for. Threads may share one: they decode
+    one after the other. What one call returns shares no memory with what another does.
 
     Args:
         path: the archive.
@@ -48,6 +57,8 @@ class Archive:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._lock = threading.RLock()  # of the file's position, and of what is decoded once
+        self._closed = False
         self._reader = ArchiveReader(path)
         try:
             self.manifest = Manifest.from_bytes(self._reader.section("manifest"))
@@ -63,6 +74,20 @@ class Archive:
         """Tensor names, in the source's order."""
         return list(self._entries)
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the restored tensors as the archive records it, hexadecimal."""
+        return self._reader.digest.hex()
+
     def get_tensor(self, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
         """Decode one tensor; of the others, nothing that it does not depend on.
 
@@ -70,10 +95,17 @@ class Archive:
             KeyError: there is no tensor of that name.
             ArchiveError: the archive is damaged.
         """
-        entry = self._entries[name]
-        if entry.tie_to is not None:
-            entry = self.manifest.tensors[entry.tie_to]
+        entry = self._owner(name)
         return self._restore([entry])[entry.name].to(device)
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """One tensor that is decoded when it is indexed, as safetensors' `get_slice` gives it.
+
+        Raises:
+            KeyError: there is no tensor of that name.
+        """
+        entry = self._owner(name)
+        return TensorSlice(entry.dtype, entry.shape, lambda: self.get_tensor(name))
 
     def load(self, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """Decode the tensors named, or all; tied names share one tensor.
@@ -85,7 +117,7 @@ class Archive:
             ChecksumMismatch: the restored tensors are not those that were packed.
             ArchiveError: the archive is damaged.
         """
-        wanted = self.keys() if names is None else [name for name in names if self._entries[name]]
+        wanted = self.keys() if names is None else list(names)
         owners = {name: self._owner(name) for name in wanted}
         unique = {entry.name: entry for entry in owners.values()}
         restored = self._restore(list(unique.values()))
@@ -109,17 +141,27 @@ class Archive:
         Raises:
             ArchiveError: one differs.
         """
-        self._reader.check()
+        with self._lock:
+            self._check_open()
+            self._reader.check()
 
     def _owner(self, name: str) -> TensorEntry:
-        entry = self._entries[name]
+        entry = self._entries.get(name)
+        if entry is None:
+            raise KeyError(f"{self._reader.path}: no tensor {name!r}{suggestion(str(name), self._entries)}")
         return entry if entry.tie_to is None else self.manifest.tensors[entry.tie_to]
 
     def _restore(self, entries: list[TensorEntry]) -> dict[str, torch.Tensor]:
         try:
-            return self._restorer.restore(entries)
+            with self._lock:
+                self._check_open()
+                return self._restorer.restore(entries)
         except ArchiveError as error:
             raise self._placed(error) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self._reader.path}: the archive is closed; read its tensors before")
 
     def _placed(self, error: ArchiveError) -> ArchiveError:
         path = str(self._reader.path)
@@ -178,8 +220,10 @@ class Archive:
         return foreign
 
     def close(self) -> None:
-        """Close the file."""
-        self._reader.close()
+        """Close the file; what was restored stays."""
+        with self._lock:
+            self._closed = True
+            self._reader.close()
 
     def __enter__(self) -> Archive:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 import torch
@@ -50,13 +50,16 @@ def _encode(tensor: torch.Tensor) -> tuple[int, bytes]:
     return (_UNIT, unit) if len(unit) < len(data) else (_STORED, data)
 
 
-def decode_raw(data: bytes, entries: Iterable[TensorEntry], version: int = 5) -> dict[str, torch.Tensor]:
+def decode_raw(
+    data: bytes, entries: Iterable[TensorEntry], version: int = 5, only: Container[str] | None = None
+) -> dict[str, torch.Tensor]:
     """Undo `encode_raw`.
 
     Args:
         data: the section.
         entries: the raw tensors, in order.
         version: of the archive's format.
+        only: names of the tensors to restore; all by default.
 
     Raises:
         ArchiveError: the section does not hold what the entries say.
@@ -67,6 +70,8 @@ def decode_raw(data: bytes, entries: Iterable[TensorEntry], version: int = 5) ->
         dtype = entry_dtype(entry)
         coder = cursor.take(1)[0]
         payload = cursor.take(cursor.varint())
+        if only is not None and entry.name not in only:
+            continue
         content = _decode(entry, coder if coder <= _ZSTD or version >= _FIRST_UNIT_VERSION else -1, payload)
         tensors[entry.name] = tensor_from_bytes(content, dtype, entry.shape)
     cursor.finish()
