@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wcompress.checkpoint import Checkpoint
@@ -13,12 +15,15 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan, plan_tensors
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.rate_control.floors import Floors
+from wcompress.codec.rate_control.rated_search import RatedSearch
 from wcompress.codec.rate_control.search import SQNR_MULTIPLIER, VaeSearch
 from wcompress.codec.rate_control.solution import Solution
 from wcompress.codec.rate_control.step_rule import default_sqnr_db, multiplier, own_scales, scales_that_count
 from wcompress.codec.rate_control.step_search import Target
+from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.exact import encode_raw
 from wcompress.codec.storage.exceptions import encode_exceptions
+from wcompress.codec.tensor_rules import choose
 from wcompress.deadline import Deadline
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import Worst
@@ -48,6 +53,7 @@ class Encoded:
         refined: the values were trained, and need not be near the model's.
         floors: that hold for every tensor and row; None where there are none.
         warnings: one line each.
+        choices: the tensors for which a rule chose.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -59,6 +65,7 @@ class Encoded:
     refined: bool = False
     floors: Floors | None = None
     warnings: tuple[str, ...] = ()
+    choices: tuple[TensorChoice, ...] = ()
 
     def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None, worst: Worst | None = None) -> Manifest:
         """What the archive says of itself.
@@ -87,15 +94,29 @@ def encode(checkpoint: Checkpoint, options: PackOptions, device: str, progress: 
     Raises:
         TargetUnreachable: no archive meets the target.
     """
-    plan = plan_tensors(checkpoint, options.method, exact_bits=_exact_bits(checkpoint, options))
-    raw = encode_raw(plan.raw.values())
+    chosen = choose(options.rules, checkpoint.tensors, checkpoint.ties, options.method)
+    plan = plan_tensors(
+        checkpoint,
+        options.method,
+        exact_bits=_exact_bits(checkpoint, options),
+        chosen=chosen if options.rules else None,
+    )
+    parts = {name: encode_raw([tensor], stored=name in chosen.stored) for name, tensor in plan.raw.items()}
+    raw = b"".join(parts.values())
+    bits = {name: 8 * len(part) / max(1, plan.raw[name].numel()) for name, part in parts.items()}
     if options.method == "paper":
         encoded = _paper(plan, options, device, progress)
     elif options.method == "lossless":
         encoded = Encoded(plan.entries, {"symbols": encode_lossless(plan.coded) if plan.coded else b""})
     else:
-        encoded = _vae(checkpoint, plan, options, device, progress, len(raw))
-    return replace(encoded, payloads={**encoded.payloads, "raw": raw}, method=options.method)
+        encoded = _vae(checkpoint, plan, options, device, progress, len(raw), chosen.rates, bits)
+    return replace(
+        encoded,
+        payloads={**encoded.payloads, "raw": raw},
+        method=options.method,
+        warnings=(*chosen.warnings, *chosen.missed(bits), *encoded.warnings),
+        choices=chosen.with_bits(bits),
+    )
 
 
 def _exact_bits(checkpoint: Checkpoint, options: PackOptions) -> float:
@@ -135,6 +156,8 @@ def _vae(
     device: str,
     progress: Progress | None,
     raw_bytes: int,
+    rates: Mapping[str, float],
+    bits: dict[str, float],
 ) -> Encoded:
     sub_size = options.block_size // options.latent_dim
     if sub_size * options.latent_dim != options.block_size or sub_size & (sub_size - 1):
@@ -168,7 +191,8 @@ def _vae(
     # by steps that follow its layers, and by levels that keep the weights' energy.
     by_sqnr = options.sqnr is not None
     plain = OwnScales.plain(len(coded))
-    search = VaeSearch(
+    kind = partial(RatedSearch, rates=rates, counted=by_sqnr) if rates else VaeSearch
+    search = kind(
         coded,
         plan.fine,
         plain if by_sqnr else own_scales(checkpoint.tensors, coded),
@@ -191,7 +215,10 @@ def _vae(
     solution = _promised(search, target, options)
     n_latents = solution.model.scales.latents.size
     sqnr_db = search.sqnr_db(solution)
-    floors = Floors.at(sqnr_db) if options.floors and math.isfinite(sqnr_db) else None
+    if isinstance(search, RatedSearch):
+        bits.update(search.bits)
+    held = any(name not in rates for name in coded)
+    floors = Floors.at(sqnr_db) if options.floors and held and math.isfinite(sqnr_db) else None
     exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
     payloads = {**search.sections(solution), "exceptions": exceptions}
     warnings = _unkept(search, solution) if floors is not None else ()

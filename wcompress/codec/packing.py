@@ -21,10 +21,10 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
-from wcompress.codec.results import PackResult
+from wcompress.codec.results import PackResult, TensorChoice, with_errors
 from wcompress.device import one_torch_thread, resolve_device
 from wcompress.errors import OptionError, TargetUnreachable
-from wcompress.fidelity import ErrorFigures, Worst, compare
+from wcompress.fidelity import ErrorFigures, compare, worst_of
 from wcompress.files import archive_path, atomic_output, check_output
 from wcompress.progress import part
 from wcompress.threads import work_threads
@@ -119,7 +119,8 @@ def pack_and_restore(
         history=encoded.history,
         worst=encoded.manifest.worst,
         floors=encoded.floors,
-        warnings=(*checkpoint.notes, *_unused(options), *encoded.warnings, *_poor(options, encoded.manifest.worst)),
+        warnings=(*checkpoint.notes, *_unused(options), *encoded.warnings, *_poor(options, encoded)),
+        choices=with_errors(encoded.choices, encoded.figures.tensors),
     )
     return result, encoded.restored
 
@@ -161,17 +162,24 @@ def _unused(options: PackOptions) -> tuple[str, ...]:
     return (_NO_TIME_LIMIT,) if options.method != "vae" and options.time_limit is not None else ()
 
 
-def _poor(options: PackOptions, worst: Worst | None) -> tuple[str, ...]:
-    if worst is None or options.allows_drop:  # a score said that it will do
+def _poor(options: PackOptions, encoded: _Encoded) -> tuple[str, ...]:
+    if encoded.manifest.worst is None or options.allows_drop:  # a score said that it will do
         return ()
+    rules = {choice.tensor: choice.rule for choice in encoded.choices}
+    tensors = encoded.figures.tensors
     found = []
-    if worst.sqnr_db < POOR_TENSOR_DB:
-        found.append(f"tensor {worst.tensor!r} keeps only {worst.sqnr_db:.1f} dB; ask for more bits, or score a task")
-    elif worst.row_sqnr_db is not None and worst.row_sqnr_db < POOR_ROW_DB:
-        found.append(
-            f"a row of tensor {worst.row_tensor!r} keeps only {worst.row_sqnr_db:.1f} dB;"
-            " ask for more bits, or score a task"
-        )
+    # Apart, so that neither hides the other.
+    for ruled in (False, True):
+        worst = worst_of({name: error for name, error in tensors.items() if (name in rules) == ruled})
+        if worst is None:
+            continue
+        advice = "as the rule {!r} chose" if ruled else "ask for more bits, or score a task"
+        if worst.sqnr_db < POOR_TENSOR_DB:
+            text = f"tensor {worst.tensor!r} keeps only {worst.sqnr_db:.1f} dB"
+            found.append(f"{text}; {advice.format(rules.get(worst.tensor))}")
+        elif worst.row_sqnr_db is not None and worst.row_sqnr_db < POOR_ROW_DB:
+            text = f"a row of tensor {worst.row_tensor!r} keeps only {worst.row_sqnr_db:.1f} dB"
+            found.append(f"{text}; {advice.format(rules.get(worst.row_tensor or ''))}")
     return tuple(found)
 
 
@@ -185,6 +193,7 @@ class _Encoded:
     figures: ErrorFigures
     floors: Floors | None
     warnings: tuple[str, ...]
+    choices: tuple[TensorChoice, ...]
     seconds: dict[str, float]
     history: Any
 
@@ -215,6 +224,7 @@ def _encode(
         figures=figures,
         floors=encoded.floors,
         warnings=encoded.warnings,
+        choices=encoded.choices,
         seconds={"encode": done - start, "check": time.perf_counter() - done},
         history=encoded.history,
     )

@@ -19,7 +19,7 @@ from wcompress.codec.names import suggestion
 from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
 from wcompress.codec.slices import TensorSlice
-from wcompress.codec.storage.dtypes import entry_dtype, tensor_bytes
+from wcompress.codec.storage.dtypes import entry_dtype, is_as_float16, tensor_bytes
 from wcompress.errors import ArchiveError, ChecksumMismatch
 from wcompress.fidelity import compare, is_finite, same_bits
 from wcompress.wire import encode_varint
@@ -194,8 +194,15 @@ class Archive:
             worst=manifest.worst,
             version=self._reader.version,
             padding=manifest.padding,
-            tensors=tuple(TensorRow(e.name, e.dtype, e.shape, e.kind) for e in manifest.tensors),
+            tensors=tuple(
+                TensorRow(e.name, e.dtype, e.shape, e.kind, self._kept(self._owner(e.name).kind))
+                for e in manifest.tensors
+            ),
         )
+
+    def _kept(self, kind: str) -> str:
+        exact = kind == "raw" or self.manifest.method == "lossless"
+        return "exact" if exact else "nearly exact" if kind == "fine" else "lossy"
 
     def foreign(self, original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.Tensor]) -> list[str]:
         """Names of coded and fine tensors that cannot have been packed from `original`.
@@ -304,6 +311,7 @@ def verify(
             f"tensor {entry.name!r} is kept bit for bit, and is not that of the model"
             for entry in archive.manifest.of_kind("raw")
             if not same_bits(original.tensors[entry.name], restored[entry.name])
+            and not is_as_float16(original.tensors[entry.name], restored[entry.name])
         ]
         errors += [
             f"tensor {name!r} was made from other values" for name in archive.foreign(original.tensors, restored)

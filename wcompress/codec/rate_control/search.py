@@ -43,7 +43,7 @@ _STATES = {1: 1, 2: 64, 3: 64, 4: 64, 5: 64, 6: 256, 7: 1024, 8: 4096, 9: 16384}
 _MOST_SEARCHED = 1 << 27  # bytes that a search may take in each thread
 _QUICK_STATES = 64  # with fewer the search takes as long
 _SMALL_MODEL = 1 << 21  # weights up to which a default search can afford many states
-_FAR_STEPS, _FAR_MEANS, _FARTHEST_STEPS = 500.0, 64.0, 12000.0
+_FAR_STEPS, _FAR_MEANS, FARTHEST_STEPS = 500.0, 64.0, 12000.0
 _SAMPLE = 1 << 18  # weights on which a large model's step is found
 _MOST_REPAIRS = 10
 _FLOOR_TOLERANCE_DB = 0.05
@@ -196,19 +196,11 @@ class VaeSearch:
         if self._floors:
             bits = 0.0 if target.n_bytes is None else 8 * target.n_bytes / self.sequencing.n_weights
             self._cap(about_db(bits) if target.sqnr_db is None else target.sqnr_db)
-        scaled = self._encoder.weights
-        scale = math.sqrt(energy(scaled) / len(scaled))
-        if target.sqnr_db is not None:
-            wanted = target.sqnr_db
-            guess = scale * 10 ** (-(wanted - 5.0) / 20)
-        else:
-            assert target.n_bytes is not None
-            bits = 8 * target.n_bytes / self.sequencing.n_weights
-            guess = scale * 2.0 ** (1.3 - bits)
+        guess = self._guess(target)
         if isinstance(self._encoder, ClassEncoder) and not self._within_tables(guess):
             self._use_contexts(guess)
         elif isinstance(self._encoder, ContextEncoder):
-            self._set_aside(_FARTHEST_STEPS * guess, 0.0)
+            self._set_aside(FARTHEST_STEPS * guess, 0.0)
         try:
             found = self._searched(target, guess)
             found.header_bits  # noqa: B018 - tables are written, which says whether a reader takes them
@@ -219,9 +211,18 @@ class VaeSearch:
             self._use_contexts(guess)
             return self._searched(target, guess)
 
+    def _guess(self, target: Target) -> float:
+        """About the step that meets a target."""
+        scaled = self._encoder.weights
+        scale = math.sqrt(energy(scaled) / len(scaled))
+        if target.sqnr_db is not None:
+            return float(scale * 10 ** (-(target.sqnr_db - 5.0) / 20))
+        assert target.n_bytes is not None
+        return scale * math.exp2(1.3 - 8 * target.n_bytes / self.sequencing.n_weights)
+
     def _use_contexts(self, step: float) -> None:
         """Go on with the context model, which takes symbols of any size that a search tries."""
-        self._set_aside(_FARTHEST_STEPS * step, 0.0)
+        self._set_aside(FARTHEST_STEPS * step, 0.0)
         self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
         self._use(self.own_scales, ContextEncoder, self._encoder.config)
 

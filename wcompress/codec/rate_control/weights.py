@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -47,6 +47,8 @@ class ModelWeights:
         exact_share: what the energy kept exactly is, as a part of the weights' own; bounded, so that what dwarfs all
             else does not make it cheap.
         signal: what errors are compared with.
+        exempt: indices of tensors that no floor holds.
+        silent: of those whose errors do not count.
     """
 
     def __init__(
@@ -64,8 +66,25 @@ class ModelWeights:
         self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], dtype)
         self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
         self.aside: dict[str, Positions] = {}
+        self.exempt: frozenset[int] = frozenset()
+        self.silent: frozenset[int] = frozenset()
+        self._exact_energy = exact_energy
+        self._measure()
+
+    def except_for(self, indices: Iterable[int], *, counted: bool) -> None:
+        """Hold these tensors to no floor.
+
+        Args:
+            indices: of the tensors.
+            counted: their errors count in the SQNR.
+        """
+        self.exempt = frozenset(indices)
+        self.silent = frozenset() if counted else self.exempt
+        self._measure()
+
+    def _measure(self) -> None:
         own = energy(self.as_counted(np.ones(1))[0])
-        self.exact_share = min(exact_energy / own, _MOST_EXACT) if own else 0.0
+        self.exact_share = min(self._exact_energy / own, _MOST_EXACT) if own else 0.0
         self.signal = own * (1 + self.exact_share)
 
     @cached_property
@@ -83,10 +102,14 @@ class ModelWeights:
         Args:
             multipliers: of the steps, `[n_weights]` or `[1]`, as `OwnScales.multipliers` gives them.
         """
-        if self._counted_by is None:
+        if self._counted_by is None and not self.silent:
             return self.weights, multipliers
-        counted = self._counted_by.multipliers(self._sequencing, 0, self._sequencing.n_weights)
-        return self.weights / counted, multipliers / counted
+        n = self._sequencing.n_weights
+        counted = np.ones(n) if self._counted_by is None else self._counted_by.multipliers(self._sequencing, 0, n)
+        weights, multipliers = self.weights / counted, multipliers / counted
+        for index in self.silent:
+            weights[self.spans[index]] = multipliers[self.spans[index]] = 0.0
+        return weights, multipliers
 
     def capped(self, own_scales: OwnScales, sqnr_db: float) -> OwnScales:
         """Scales under which the floors beside an SQNR are likely kept."""
@@ -95,8 +118,10 @@ class ModelWeights:
         if self._counted_by is not None:
             wholes = [float(e[WHOLE][0]) for e in energies]
             counts = [(s.stop - s.start) / e if e > 0 else 0.0 for s, e in zip(self.spans, wholes, strict=True)]
+        counts = [0.0 if index in self.silent else count for index, count in enumerate(counts)]
         shapes = self._sequencing.shapes
-        return capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, Floors.at(sqnr_db))
+        found = capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, Floors.at(sqnr_db))
+        return found.with_those_of(own_scales, self.exempt)
 
     def lacking(self, restored: Floats, sqnr_db: float, tolerance_db: float = 0.0) -> list[Shortfalls]:
         """What each tensor lacks of the floors beside an SQNR; empty where none lacks anything.
@@ -119,6 +144,7 @@ class ModelWeights:
             whole = float(signal[WHOLE][0])
             reference = mean_square if self._counted_by is None else whole / max(1, len(weights))
             found.append(shortfalls(groups, signal, noise, floors, reference))
+        found = [{} if index in self.exempt else lacking for index, lacking in enumerate(found)]
         return found if any(found) else []
 
     def restored_sqnr_db(self, values: Floats) -> float:

@@ -20,15 +20,16 @@ _ZSTD_MAX_GROWTH = 32768  # a zstd block of at least 4 bytes restores at most 12
 _FIRST_UNIT_VERSION = 5
 
 
-def encode_raw(tensors: Iterable[torch.Tensor]) -> bytes:
-    """The `raw` section: each tensor in the form that suits its content.
+def encode_raw(tensors: Iterable[torch.Tensor], *, stored: bool = False) -> bytes:
+    """The `raw` section: each tensor in the form that suits its content. Sections of parts of the tensors add up to it.
 
     Args:
         tensors: contiguous CPU tensors of any dtype.
+        stored: leave their bytes as they are.
     """
     parts: list[bytes] = []
     for tensor in tensors:
-        coder, payload = _encode(tensor)
+        coder, payload = (_STORED, tensor_bytes(tensor)) if stored else _encode(tensor)
         parts += [bytes([coder]), encode_varint(len(payload)), payload]
     return b"".join(parts)
 
