@@ -196,12 +196,13 @@ def choose(
         beyond: list[str] = []
         for name in found.get(str(rule), []):
             tensor = owners[name]
-            why = _unfit(rule, name, tensor)
+            exact = rule.bits is not None and _is_float(tensor) and _is_smaller_exact(tensor, rule.bits)
+            why = "" if exact else _unfit(rule, name, tensor)
             if why:
                 left.setdefault(why, []).append(name)
                 continue
             kind = "coded" if method == "lossless" and rule.choice == "lossless" and _is_float(tensor) else "raw"
-            if rule.bits is not None and not _is_smaller_exact(tensor, rule.bits):
+            if rule.bits is not None and not exact:
                 kind = "coded"
                 chosen.rates[name] = rule.bits
             if rule.choice == "fp16":
@@ -247,6 +248,8 @@ def _is_beyond_float16(tensor: torch.Tensor) -> bool:
 
 def _is_smaller_exact(tensor: torch.Tensor, bits: float) -> bool:
     # Whether a tensor takes no more bit for bit: few values, masks, floats of few bits.
+    if not tensor.numel():
+        return False
     recognised = recognise(tensor)
     if recognised is not None:
         return recognised.bits_per_element <= bits

@@ -27,6 +27,8 @@ from wcompress.progress import Progress
 from wcompress.vae.prior import UNITS_PER_CLASS, UNITS_PER_OCTAVE
 
 _QUICK_STATES = 64
+_NEAR, _FAR = 0.02, 0.05  # to the bits that were chosen, as a part of them
+_QUARTER = 1.2  # an octave, by which a row's step may be finer than its tensor's
 _FIRST_ROUNDS, _LAST_ROUNDS, _ALONE_ROUNDS = 4, 5, 6
 
 
@@ -56,6 +58,7 @@ class RatedSearch(VaeSearch):
         self._rated = [index for index, tensor in enumerate(coded.values()) if index in wanted and tensor.numel()]
         self._free = [index for index, tensor in enumerate(coded.values()) if index not in wanted and tensor.any()]
         self._alone: Solution | None = None
+        self._scaled_at = 1.0
         # Where there is nothing else, their errors are all that can be told of.
         self.model.except_for(wanted, counted=counted or not self._free)
         self._use(own_scales, type(self._encoder), self._encoder.config)
@@ -72,44 +75,63 @@ class RatedSearch(VaeSearch):
         Raises:
             TargetUnreachable: no step does.
         """
-        rates = self._rates
-        if rates is None or not self._rated or not self._signal:
+        if self._rates is None or not self._rated or not self._signal:
             return super().run(target)
+        by_tables = isinstance(self._encoder, ClassEncoder)
+        try:
+            distance, solution = self._found(self._rates, target)
+        except TableTooWideError:
+            distance, solution = math.inf, None
+        if solution is None or (distance > _FAR and self.is_small and by_tables):
+            # Tables are for sub-blocks, in which tensors of very different steps may meet.
+            self._use_contexts(max(self._rates.step(index) for index in self._rated))
+            self._rates.forget()
+            self._alone = None
+            _, solution = self._found(self._rates, target)
+        self._rates.bits = self._bits(solution)
+        return solution
+
+    def _found(self, rates: TensorRates, target: Target) -> tuple[float, Solution]:
+        """The best solution, and how far its worst tensor is from its bits."""
         spans, weights = self.model.spans, self.model.weights
         scales = {i: math.sqrt(energy(weights[spans[i]]) / len(weights[spans[i]])) for i in self._rated}
         rates.start({**dict.fromkeys(rates.wanted, 0.0), **scales})
         if not self._free:
             self._alone = self._alone or self._without_others(rates)
-            return self._alone
+            return self._distance(rates, self._alone), self._alone
         try:
             if not rates.bits:
                 self._settle(rates, self._guess(target))
-            solution = super().run(target)
+            # Always from one solution: were each the start of the next, more and more weights would become zero.
+            start = solution = super().run(target)
+            tried = [(*self._quality(rates, solution, target), solution)]
             for _ in range(_LAST_ROUNDS):
                 if self.was_cut or self.deadline.passed or not self._adjust(rates, solution):
                     break
-                solution = Bisection(self, target, solution.step, solution, 1).run(self._progress)
+                solution = Bisection(self, target, solution.step, start, 1).run(self._progress)
                 solution = self._corrected(self._repaired(solution, target, self._progress), target)
+                tried.append((*self._quality(rates, solution, target), solution))
+            distance, _, best = min(tried, key=lambda one: (max(one[0], _NEAR), one[1]))
         except TargetUnreachable as error:
             n = len(self._rated)
             chosen = f"{n} tensors" if n > 1 else f"tensor {self._names[self._rated[0]]!r}"
             raise TargetUnreachable(f"{error} (a rule chooses the bits of {chosen})") from error
-        rates.bits = tensor_bits(solution, self.code(solution).sequencing, self._rated)
-        return solution
+        return distance, best
 
     def _settle(self, rates: TensorRates, step: float) -> None:
         """Find about the tensors' steps, with a trellis that is quick."""
         self._prepare(step)
+        rates.limit(self._finest(rates))
         quick = copy.copy(self)
         encoder = quick._encoder = copy.copy(self._encoder)
         machine = trellis(min(_QUICK_STATES, encoder.config.machine.n_states))
         encoder.config = replace(encoder.config, machine=machine, use_prior=False)
-        solution: Solution | None = None
         try:
+            start = solution = quick.solve(step, None)
             for _ in range(_FIRST_ROUNDS):
-                solution = quick.solve(step, solution)
                 if not quick._adjust(rates, solution):
                     break
+                solution = quick.solve(step, start)
         except TableTooWideError:
             pass  # what follows finds another way of coding
         self._scale_at(step)
@@ -135,33 +157,52 @@ class RatedSearch(VaeSearch):
                 raise
             self._use_contexts(rates.step(largest))
             solution = self._at_rates(rates, largest)
-        rates.bits = tensor_bits(solution, self.code(solution).sequencing, self._rated)
         return solution
 
     def _at_rates(self, rates: TensorRates, largest: int) -> Solution:
         # The common step is the largest tensor's, whose scale is 1 then.
-        solution = self.solve(rates.step(largest), None)
+        start = solution = self.solve(rates.step(largest), None)
+        tried: list[tuple[float, Solution]] = []
         for number in range(_ALONE_ROUNDS):
-            solution = self.solve(rates.step(largest), self.refit(solution) if number < 2 else solution)
-            if number == _ALONE_ROUNDS - 1 or (not self._adjust(rates, solution) and number):
+            if number < 2:
+                start = self.refit(solution)
+            solution = self.solve(rates.step(largest), start)
+            tried.append((self._distance(rates, solution), solution))
+            if not self._adjust(rates, solution) and number:
                 break
-        return solution
+        return min(tried, key=lambda one: one[0])[1]
+
+    def _bits(self, solution: Solution) -> dict[int, float]:
+        return tensor_bits(solution, self.code(solution).sequencing, self._rated)
+
+    def _distance(self, rates: TensorRates, solution: Solution) -> float:
+        return rates.distance({**rates.wanted, **self._bits(solution)})
+
+    def _quality(self, rates: TensorRates, solution: Solution, target: Target) -> tuple[float, float]:
+        # The less, the better.
+        return self._distance(rates, solution), self.measure(solution, target)
 
     def _adjust(self, rates: TensorRates, solution: Solution) -> bool:
-        before = [rates.step(index) for index in self._rated]
-        rates.adjust({**dict.fromkeys(rates.wanted, 0.0), **tensor_bits(solution, self.sequencing, self._rated)})
-        self._limit(rates)
-        return [rates.step(index) for index in self._rated] != before
+        before = {index: rates.step(index) for index in self._rated}
+        finest = self._finest(rates)
+        rates.adjust({**rates.wanted, **self._bits(solution)})
+        rates.limit(finest)
+        after = {index: rates.step(index) for index in self._rated}
+        # What is as fine as it gets stays about where it is.
+        near = {i for i in self._rated if after[i] == finest[i] and before[i] < _QUARTER**2 * finest[i]}
+        return any(after[i] != before[i] for i in self._rated if i not in near)
 
-    def _limit(self, rates: TensorRates) -> None:
-        # Beyond the finest step symbols are larger than a search tries.
-        weights, machine = self.model.weights, self._encoder.config.machine
-        rates.limit({index: finest_step(weights[self.model.spans[index]], machine) for index in self._rated})
+    def _finest(self, rates: TensorRates) -> dict[int, float]:
+        """Of each tensor the step beyond which symbols are larger than a search tries."""
+        weights, machine = self._encoder.weights, self._encoder.config.machine
+        units = {i: rates.step(i) / self._scaled_at for i in self._rated}
+        return {i: _QUARTER * units[i] * finest_step(weights[self.model.spans[i]], machine) for i in self._rated}
 
     def _scale_at(self, step: float) -> None:
         """Let the tensors have their steps beside this one."""
         if self._rates is None:
             return
+        self._scaled_at = step
         self.own_scales = self._rates.at(self.own_scales, step)
         self._multipliers = self.own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
         self._counted = self.model.as_counted(self._multipliers)

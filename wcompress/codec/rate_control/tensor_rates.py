@@ -28,8 +28,7 @@ _TOLERANCE = 0.01
 
 _LEAST_TOLERANCE_BITS = 0.01
 _OCTAVES_OF_ONE_BIT = 1.3  # log2 of the step in root mean squares at which weights take a bit, and so on
-_SLOPE_AT_NOTHING, _SLOPE_A_BIT = -0.5, -0.3  # of bits with log2 of the step, at few bits
-_SLOPES = (-1.5, -0.1)
+_SLOPES, _LEAST_SLOPE, _TELLING_MOVE = (-1.5, -0.2), 0.3, 0.25  # of bits with log2 of the step
 _LONGEST_MOVE = 3.0
 _EXPONENTS_PER_WEIGHT = 1 / 32  # at most: about a bit each
 _MOST_EXPONENT = 2000
@@ -64,6 +63,12 @@ class TensorRates:
         for index, bits in self.wanted.items():
             octaves = math.log2(scales[index]) if scales[index] > 0 else 0.0
             self._logs.setdefault(index, octaves + _OCTAVES_OF_ONE_BIT - bits)
+
+    def forget(self) -> None:
+        """Know no step any more."""
+        self._logs.clear()
+        self._before.clear()
+        self.bits = {}
 
     def step(self, index: int) -> float:
         """Of one tensor."""
@@ -101,13 +106,18 @@ class TensorRates:
             self._before[index] = log, bits[index]
             if abs(over) <= max(_TOLERANCE * wanted, _LEAST_TOLERANCE_BITS):
                 continue
-            slope = max(-1.0, _SLOPE_AT_NOTHING + _SLOPE_A_BIT * max(bits[index], 0.0))
-            if before is not None and abs(before[0] - log) > 1e-3:
+            slope = -min(1.0, max(bits[index], wanted, _LEAST_SLOPE))
+            # Bits do not follow small moves alone: a search goes on from the one before.
+            if before is not None and abs(before[0] - log) > _TELLING_MOVE:
                 slope = (bits[index] - before[1]) / (log - before[0])
                 slope = min(max(slope, _SLOPES[0]), _SLOPES[1])
             self._logs[index] = log + min(max(-over / slope, -_LONGEST_MOVE), _LONGEST_MOVE)
             moved = True
         return moved
+
+    def distance(self, bits: Mapping[int, float]) -> float:
+        """How far the worst tensor is from what was chosen, as a part of that."""
+        return max(abs(bits[index] / wanted - 1) for index, wanted in self.wanted.items())
 
 
 def _shifted(kind: int, row: tuple[int, ...], shape: tuple[int, ...], quarters: float) -> tuple[int, tuple[int, ...]]:

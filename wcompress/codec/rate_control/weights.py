@@ -161,7 +161,12 @@ class ModelWeights:
         figures = compare(self._coded | tied, restored | again)
         found = [e.sqnr_db for e in figures.tensors.values() if e.sqnr_db is not None]
         sqnr_db = figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
-        return sqnr_db + 10 * math.log10(1 + self.exact_share)
+        # Each name counts of what is coded, so that what is kept exactly is a smaller part of it.
+        names = [*self._coded, *self._ties.values()]
+        spans = dict(zip(self._coded, self.spans, strict=True))
+        own = math.fsum(energy(self.weights[spans[name]]) for name in names)
+        share = min(self._exact_energy / own, _MOST_EXACT) if own else 0.0
+        return sqnr_db + 10 * math.log10(1 + share)
 
     def set_aside(self, places: Positions) -> None:
         """Put zeros in these places of the sequence, int64 `[k]`, ascending; what was there is kept beside the rest."""
