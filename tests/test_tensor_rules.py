@@ -14,12 +14,15 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import wcompress
+from tests.test_refine import Toy, trained
 from wcompress.cli import run
 from wcompress.codec import reading
 from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control import search as vae_search
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import same_bits
+
+__all__ = ["trained"]
 
 FAST: dict[str, Any] = {"effort": 1, "device": "cpu", "force": True}
 NO_SHRINKING = [phase for phase in Phase if phase is not Phase.shrink]  # each example packs
@@ -309,6 +312,17 @@ def test_rules_that_cannot_be_kept_are_refused(options: dict[str, Any], message:
     with pytest.raises(OptionError, match=message):
         PackOptions(**options)
     assert PackOptions(max_drop=0.5, refine="off", tensor={"w": "keep"}).rules[0].choice == "keep"
+
+
+@pytest.mark.parametrize("options", [{}, {"max_drop": 3.0, "refine": "off"}])
+def test_rules_hold_beside_a_task(tmp_path: Path, trained: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
+    first, second, *_ = (name for name, tensor in trained.items() if tensor.numel() >= 64)
+    rules = {f"^{first}$": "lossless", f"^{second}$": 5}
+    result = wcompress.pack(trained, tmp_path / "m.wcz", task=Toy(), tensor=rules, **options, **FAST)
+    assert same_bits(trained[first], wcompress.load(tmp_path / "m.wcz")[first])
+    assert choice_of(result, second).bits_per_weight == pytest.approx(5, rel=0.1)
+    assert result.task is not None
+    assert result.task.validation_drop is None or result.task.validation_drop <= 3.0
 
 
 def test_only_a_rounded_tensor_passes_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
