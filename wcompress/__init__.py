@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wcompress.codec.results import InspectResult as InspectResult
     from wcompress.codec.results import PackResult as PackResult
     from wcompress.codec.results import VerifyResult as VerifyResult
+    from wcompress.directories.loading import load_into as load_into
     from wcompress.directories.opening import FolderArchive as FolderArchive
     from wcompress.directories.opening import inspect as inspect
     from wcompress.directories.opening import load as load
@@ -48,6 +49,7 @@ _HOMES = {
     "inspect": "wcompress.directories.opening:inspect",
     "join_folder": "wcompress.directories.packing:join_folder",
     "load": "wcompress.directories.opening:load",
+    "load_into": "wcompress.directories.loading:load_into",
     "open": "wcompress.directories.opening:open_archive",
     "pack": "wcompress.api:pack",
     "unpack": "wcompress.directories.unpacking:unpack",

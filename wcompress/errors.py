@@ -12,6 +12,7 @@ The tree::
     │   ├── Truncated            its end is missing
     │   └── ChecksumMismatch     its bytes, or what they restore to, have changed
     ├── TargetUnreachable        no archive meets what was asked for
+    ├── ModuleMismatch           an archive whose tensors do not fit a module; also a RuntimeError
     ├── TaskError                a task that cannot be loaded, or does not fit the model
     ├── OptionError              options that contradict each other, or have no such value
     └── OutputError              an output that exists already, or cannot be written
@@ -69,6 +70,12 @@ class TargetUnreachable(WCompressError):
     """No archive meets the target that was asked for."""
 
     exit_code = 1
+
+
+class ModuleMismatch(WCompressError, RuntimeError):
+    """An archive's tensors do not fit a module; also a `RuntimeError`, as `load_state_dict` raises."""
+
+    exit_code = 2
 
 
 class TaskError(WCompressError):

@@ -75,13 +75,18 @@ class ErrorFigures:
     @property
     def worst(self) -> Worst | None:
         """The poorest tensor and the poorest row; None where nothing differs."""
-        found = [(e.sqnr_db, name) for name, e in self.tensors.items() if e.sqnr_db is not None]
-        if not found:
-            return None
-        rows = [(e.worst_row_db, name) for name, e in self.tensors.items() if e.worst_row_db is not None]
-        row_db, row_tensor = min(rows, default=(None, None))
-        sqnr_db, tensor = min(found)
-        return Worst(tensor, sqnr_db, row_db, row_tensor)
+        return worst_of(self.tensors)
+
+
+def worst_of(tensors: Mapping[str, TensorError]) -> Worst | None:
+    """The poorest of some tensors, by name, and the poorest row; None where nothing differs."""
+    found = [(e.sqnr_db, name) for name, e in tensors.items() if e.sqnr_db is not None]
+    if not found:
+        return None
+    rows = [(e.worst_row_db, name) for name, e in tensors.items() if e.worst_row_db is not None]
+    row_db, row_tensor = min(rows, default=(None, None))
+    sqnr_db, tensor = min(found)
+    return Worst(tensor, sqnr_db, row_db, row_tensor)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

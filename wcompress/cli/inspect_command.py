@@ -64,8 +64,9 @@ def _inspect(archive: Path) -> Answer:
     for name, size in result.sections.items():
         sections.add_row(name, f"{size:,}", f"{100 * size / result.archive_bytes:.1f} %")
     tensors = Table(title="Tensors", title_justify="left")
-    for heading in ("tensor", "dtype", "shape", "kept"):
+    for heading in ("tensor", "dtype", "shape", "kept", "values"):
         tensors.add_column(heading, overflow="fold")
     for row in result.tensors:
-        tensors.add_row(escape(shown(row.name)), row.dtype, "×".join(map(str, row.shape)) or "scalar", row.kind)
+        shape = "×".join(map(str, row.shape)) or "scalar"
+        tensors.add_row(escape(shown(row.name)), row.dtype, shape, row.kind, row.kept)
     return Answer(result.to_json(), [figures_table(result.archive, rows), sections, tensors])

@@ -31,7 +31,7 @@ from wcompress.files import archive_path
 
 if TYPE_CHECKING:
     from wcompress.codec.options import PackOptions
-    from wcompress.codec.results import PackResult
+    from wcompress.codec.results import PackResult, TensorChoice
 
 _EPILOG = """Examples:
 
@@ -42,6 +42,7 @@ _EPILOG = """Examples:
   wcompress pack model.pt --method lossless    keeps every bit
   wcompress pack model.pt --task mnist-fnn     with the accuracy before and after
   wcompress pack model.pt --task mnist-fnn --max-drop 0.5
+  wcompress pack model.pt --tensor 'embed=8' --tensor '\\.bias$=lossless'
   wcompress pack a.pt b.pt -o archives         makes archives/a.pt.wcz and archives/b.pt.wcz
   wcompress pack model.pt -o - | ssh host 'cat > model.pt.wcz'
   wcompress pack llama                         a Hugging Face folder: makes the folder llama.wcz
@@ -116,6 +117,15 @@ _EPILOG = """Examples:
 @click.option(
     "--task", help="Score the model before and after: a built-in name, path/to/file.py or package.module:attribute."
 )
+@click.option(
+    "--tensor",
+    "rules",
+    multiple=True,
+    metavar="REGEX=CHOICE",
+    help="Choose for the tensors in whose name REGEX is found; repeatable, the first that matches counts. CHOICE:"
+    " lossless, bit for bit; keep, bit for bit and not compressed; fp16, rounded to float16; or a number, about so many"
+    " bits a weight.",
+)
 @click.option("--block-size", type=int, default=2048, show_default=True, help="Parameters per block.")
 @click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in the latent of a block.")
 @click.option("--hidden", default="512", show_default=True, help="Sizes of the VAE's hidden layers, for method paper.")
@@ -141,6 +151,7 @@ def command(
     time_limit: float | None,
     fail_on_test_drop: bool,
     task: str | None,
+    rules: tuple[str, ...],
     block_size: int,
     latent_dim: int,
     hidden: str,
@@ -163,6 +174,7 @@ def command(
     Several MODELs get an archive each, and one that fails does not stop the others; the exit code is the highest.
     """
     from wcompress.codec.options import PackOptions
+    from wcompress.codec.tensor_rules import split_rule
 
     options = PackOptions(
         method=method,
@@ -184,6 +196,7 @@ def command(
         force=out.force,
         key=key,
         strict=strict,
+        tensor=[split_rule(rule) for rule in rules],
     )
     if fail_on_test_drop and not options.allows_drop:
         raise OptionError("fail-on-test-drop: no drop is allowed here; give --task and --max-drop")
@@ -265,6 +278,7 @@ def answer(out: Output, model: Path, result: PackResult, *, restorable: bool = T
         ("ratio, every byte counted", times(result.ratio)),
         ("SQNR", decibels(result.sqnr_db)),
         *_floors(result),
+        *_choices(result),
         ("time", f"{result.seconds['total']:.1f} s"),
     ]
     if result.latent_ratio is not None:
@@ -299,6 +313,23 @@ def _floors(result: PackResult) -> list[tuple[str, str]]:
         return []
     shown = (decibels(db) if db > 0 else "none" for db in (result.floors.tensor_db, result.floors.row_db))
     return [("floor of each tensor / row", " / ".join(shown))]
+
+
+def _choices(result: PackResult) -> list[tuple[str, str]]:
+    from wcompress.checkpoint.messages import shown
+
+    by_rule: dict[str, list[TensorChoice]] = {}
+    for choice in result.choices:
+        by_rule.setdefault(choice.rule, []).append(choice)
+    rows = []
+    for rule, choices in by_rule.items():
+        known = [choice.bits_per_weight for choice in choices if choice.bits_per_weight is not None]
+        parts = [shown(choices[0].tensor) if len(choices) == 1 else f"{len(choices)} tensors"]
+        if known:
+            least, most = (f"{bits:.2f}" for bits in (min(known), max(known)))
+            parts.append(f"{least if least == most else f'{least} to {most}'} bits a weight")
+        rows.append((f"rule {shown(rule)}", ", ".join(parts)))
+    return rows
 
 
 def _examples(n: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,12 +16,15 @@ from wcompress.codec.methods.lossless import encode_lossless
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan, plan_tensors
 from wcompress.codec.rate_control.floors import Floors
+from wcompress.codec.rate_control.rated_search import RatedSearch
 from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.solution import Solution
 from wcompress.codec.rate_control.step_rule import StepRule, default_sqnr_db
 from wcompress.codec.rate_control.step_search import Target
+from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.exact import encode_raw
 from wcompress.codec.storage.exceptions import encode_exceptions
+from wcompress.codec.tensor_rules import Chosen, choose
 from wcompress.deadline import Deadline
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import Worst
@@ -58,6 +62,7 @@ class Encoded:
         floors: that hold for every tensor and row; None where there are none.
         warnings: one line each.
         groups: the parts that each group holds; empty where all is one group.
+        choices: the tensors for which a rule chose.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -70,6 +75,7 @@ class Encoded:
     floors: Floors | None = None
     warnings: tuple[str, ...] = ()
     groups: tuple[tuple[Part, ...], ...] = ()
+    choices: tuple[TensorChoice, ...] = ()
 
     def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None, worst: Worst | None = None) -> Manifest:
         """What the archive says of itself.
@@ -120,21 +126,36 @@ def encode(
 
 def planned(checkpoint: Checkpoint, options: PackOptions, whole: Tensors) -> Plan:
     """How each tensor of a model is kept."""
-    return plan_tensors(checkpoint, options.method, exact_bits=_exact_bits(checkpoint, options, whole))
+    chosen = choose(options.rules, checkpoint.tensors, checkpoint.ties, options.method)
+    return plan_tensors(
+        checkpoint,
+        options.method,
+        exact_bits=_exact_bits(checkpoint, options, whole),
+        chosen=chosen if options.rules else None,
+    )
 
 
 def encode_plan(
     plan: Plan, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None, whole: Tensors
 ) -> Encoded:
     """`encode` for a plan that is made."""
-    raw = encode_raw(plan.raw.values())
+    chosen = plan.chosen or Chosen()
+    parts = {name: encode_raw([tensor], stored=name in chosen.stored) for name, tensor in plan.raw.items()}
+    raw = b"".join(parts.values())
+    bits = {name: 8 * len(part) / max(1, plan.raw[name].numel()) for name, part in parts.items()}
     if options.method == "paper":
         encoded = _paper(plan, options, device, progress)
     elif options.method == "lossless":
         encoded = Encoded(plan.entries, (lossless_payloads(plan),))
     else:
-        encoded = _vae(checkpoint, whole, plan, options, device, progress, len(raw))
-    return replace(encoded, payloads=({**encoded.payloads[0], "raw": raw},), method=options.method)
+        encoded = _vae(checkpoint, whole, plan, options, device, progress, len(raw), chosen.rates, bits)
+    return replace(
+        encoded,
+        payloads=({**encoded.payloads[0], "raw": raw},),
+        method=options.method,
+        warnings=(*chosen.warnings, *chosen.missed(bits), *encoded.warnings),
+        choices=chosen.with_bits(bits),
+    )
 
 
 def lossless_payloads(plan: Plan) -> dict[str, bytes]:
@@ -179,6 +200,8 @@ def _vae(
     device: str,
     progress: Progress | None,
     raw_bytes: int,
+    rates: Mapping[str, float],
+    bits: dict[str, float],
 ) -> Encoded:
     check_sub_blocks(options)
     coded = dict(plan.to_code.items())
@@ -205,7 +228,8 @@ def _vae(
             in_words=lambda n: options.size_in_words(n, checkpoint.original_bytes, checkpoint.n_params),
         )
     by_sqnr = options.sqnr is not None
-    search = VaeSearch(
+    kind = partial(RatedSearch, rates=rates, counted=by_sqnr) if rates else VaeSearch
+    search = kind(
         coded,
         plan.fine,
         StepRule.of(whole, coded, by_sqnr=by_sqnr),
@@ -225,7 +249,10 @@ def _vae(
     solution = _promised(search, target, options)
     n_latents = solution.model.scales.latents.size
     sqnr_db = search.sqnr_db(solution)
-    floors = Floors.at(sqnr_db) if options.floors and math.isfinite(sqnr_db) else None
+    if isinstance(search, RatedSearch):
+        bits.update(search.bits)
+    held = any(name not in rates for name in coded)
+    floors = Floors.at(sqnr_db) if options.floors and held and math.isfinite(sqnr_db) else None
     exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
     payloads = {**search.sections(solution), "exceptions": exceptions}
     lacks = floors is not None and not search.keeps_floors(solution)

@@ -17,6 +17,7 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.reading import TensorsDigest
 from wcompress.codec.restoring import restore_group
+from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.dtypes import empty
 from wcompress.fidelity import Comparison, ErrorFigures
 from wcompress.progress import Progress, part
@@ -38,6 +39,7 @@ class Written:
         warnings: one line each.
         seconds: by what they were spent on.
         restored: what it restores to, by name; empty where that is not kept.
+        choices: the tensors for which a rule chose.
     """
 
     manifest: Manifest
@@ -48,6 +50,7 @@ class Written:
     warnings: tuple[str, ...]
     seconds: dict[str, float]
     restored: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    choices: tuple[TensorChoice, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -139,7 +142,17 @@ def _one_pass(
         writer.add("manifest", manifest.to_bytes())
         digest = restored.digest.digest()
         sections = writer.finish(digest)
-    return Written(manifest, digest, sections, figures, encoding.floors, encoding.warnings, spent, restored.named())
+    return Written(
+        manifest,
+        digest,
+        sections,
+        figures,
+        encoding.floors,
+        encoding.warnings,
+        spent,
+        restored.named(),
+        encoding.choices,
+    )
 
 
 class _Restored:

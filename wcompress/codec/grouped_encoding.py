@@ -28,8 +28,10 @@ from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.step_rule import StepRule, default_sqnr_db
 from wcompress.codec.rate_control.step_search import Target
 from wcompress.codec.rate_control.weights import MOST_EXACT
+from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.exact import encode_raw
 from wcompress.codec.storage.exceptions import encode_exceptions
+from wcompress.codec.tensor_rules import Chosen
 from wcompress.deadline import Deadline
 from wcompress.fidelity import computable, energy
 from wcompress.progress import Progress
@@ -67,6 +69,8 @@ class GroupedEncoding:
     ) -> None:
         self._plan, self._checkpoint, self._options, self._device = plan, checkpoint, options, device
         self.entries, self.groups = plan.entries, grouped(plan.entries)
+        self._chosen = plan.chosen or Chosen()
+        self._raw_sizes: dict[str, int] = {}
         self._deadline = Deadline(options.time_limit)
         self._numbers = {name: number for number, name in enumerate(plan.coded)}
         self._n_passes, self._was_cut, self._lacks = 0, False, False
@@ -82,7 +86,7 @@ class GroupedEncoding:
         target = Target(sqnr_db=default_sqnr_db(whole) if options.sqnr is None else options.sqnr + _AIMED_DB)
         budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
         if budget is not None:
-            beside = len(encode_raw(plan.raw.values())) + 2 * sum(tensor.numel() for tensor in plan.fine.values())
+            beside = len(self._raw_bytes(plan)) + 2 * sum(tensor.numel() for tensor in plan.fine.values())
             target = Target(n_bytes=max(1, budget - beside))
         exact = plan.exact_energy() if by_sqnr else 0.0
         self._rate = sampled_rate(
@@ -94,11 +98,24 @@ class GroupedEncoding:
             exact_energy=exact,
             progress=progress,
         )
+        self._raw_sizes.clear()
         if options.sqnr is not None:
             self._rate = replace(self._rate, sqnr_db=options.sqnr)
             own = sum(energy(computable(tensor).reshape(-1).numpy()) for tensor in plan.to_code.values())
             share = exact / own if own else 0.0
             self._wanted_db = options.sqnr + 10 * math.log10((1 + share) / (1 + min(share, MOST_EXACT)))
+
+    def _raw_bytes(self, plan: Plan) -> bytes:
+        parts = {name: encode_raw([t], stored=name in self._chosen.stored) for name, t in plan.raw.items()}
+        for name, part in parts.items():
+            self._raw_sizes[name] = self._raw_sizes.get(name, 0) + len(part)
+        return b"".join(parts.values())
+
+    @property
+    def choices(self) -> tuple[TensorChoice, ...]:
+        """The tensors for which a rule chose, once all groups are encoded."""
+        sizes = self._raw_sizes.items()
+        return self._chosen.with_bits({name: 8 * n / max(1, self._plan.raw[name].numel()) for name, n in sizes})
 
     @property
     def floors(self) -> Floors | None:
@@ -107,13 +124,17 @@ class GroupedEncoding:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return (*((LACKING,) if self._lacks else ()), *cut_warning(self._was_cut, self._options))
+        return (
+            *self._chosen.warnings,
+            *((LACKING,) if self._lacks else ()),
+            *cut_warning(self._was_cut, self._options),
+        )
 
     def encode(self, number: int, progress: Progress | None) -> Encoded:
         """One group, with entries that have the shapes of its parts."""
         options, parts = self._options, self.groups[number]
         plan = self._plan.of_group(parts)
-        raw = encode_raw(plan.raw.values())
+        raw = self._raw_bytes(plan)
         if options.method == "lossless":
             return Encoded(plan.entries, ({**lossless_payloads(plan), "raw": raw},), method="lossless")
         coded = [part for part in parts if self.entries[part.index].kind == "coded"]
@@ -179,6 +200,7 @@ class GroupedEncoding:
         if options.sqnr is not None:
             self._rate = replace(self._rate, sqnr_db=options.sqnr)  # which is what floors go with
         self._lacks = False
+        self._raw_sizes.clear()
         return True
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from wcompress.blocks import BLOCK_SIZE
 from wcompress.codec.container.manifest import METHODS
+from wcompress.codec.tensor_rules import Pairs, TensorRule, check_method, parse_rules
 from wcompress.device import DEVICES
 from wcompress.errors import OptionError
 
@@ -41,6 +42,9 @@ class PackOptions:
         strict: refuse a pickle that holds anything but what `torch.load(weights_only=True)` takes.
         floors: hold every tensor and row to a least quality, see docs/quality.md; off where a task's score says what
             may go.
+        tensor: choices for single tensors: a mapping from regular expressions, looked for in a tensor's name, to
+            `"lossless"`, `"keep"`, `"fp16"` or a number of bits a weight; the first that matches counts. See
+            docs/tensors.md.
     """
 
     method: str = "vae"
@@ -63,6 +67,7 @@ class PackOptions:
     key: str | None = None
     strict: bool = False
     floors: bool = True
+    tensor: Pairs = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", METHOD_ALIASES.get(self.method, self.method))
@@ -92,6 +97,15 @@ class PackOptions:
             raise OptionError(f"{targets[0]}: method {self.method} cannot aim at a target; use method vae")
         if self.refine == "on" and (self.sqnr is not None or self.method != "vae"):
             raise OptionError("refine: works with method vae and a target of score or size; leave sqnr out")
+        object.__setattr__(self, "tensor", tuple((rule.pattern, rule.choice) for rule in parse_rules(self.tensor)))
+        check_method(self.rules, self.method)
+        if self.rules and self.refines:
+            raise OptionError("tensor: refinement moves every weight, whatever a rule says; use --refine off")
+
+    @property
+    def rules(self) -> tuple[TensorRule, ...]:
+        """The choices for single tensors."""
+        return parse_rules(self.tensor)
 
     @property
     def refines(self) -> bool:

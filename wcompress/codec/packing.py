@@ -24,10 +24,10 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan
 from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
-from wcompress.codec.results import PackResult
+from wcompress.codec.results import PackResult, with_errors
 from wcompress.device import one_torch_thread, resolve_device
 from wcompress.errors import OptionError, TargetUnreachable
-from wcompress.fidelity import ErrorFigures, Worst, compare
+from wcompress.fidelity import ErrorFigures, compare, worst_of
 from wcompress.files import archive_path, atomic_output, check_output
 from wcompress.progress import part
 from wcompress.threads import work_threads
@@ -106,7 +106,7 @@ def pack_and_restore(
         encoded = None if encoder is None else encoder(checkpoint, options, device, encoding)
         plan = planned(checkpoint, options, whole) if encoded is None else None
         at_once = None
-        if plan is None or options.method == "paper" or not grouped(plan.entries):
+        if plan is None or not _goes_by_groups(plan, options):
             at_once = _encode(checkpoint, options, device, progress, encoded or plan, whole)
         if options.dry_run:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
@@ -143,7 +143,8 @@ def pack_and_restore(
         weights_energy=written.figures.energy,
         worst=written.manifest.worst,
         floors=written.floors,
-        warnings=(*checkpoint.notes, *_unused(options), *written.warnings, *_poor(options, written.manifest.worst)),
+        warnings=(*checkpoint.notes, *_unused(options), *written.warnings, *_poor(options, written)),
+        choices=with_errors(written.choices, written.figures.tensors),
     )
     return result, written.restored
 
@@ -175,6 +176,12 @@ def pack(
     ]
 
 
+def _goes_by_groups(plan: Plan, options: PackOptions) -> bool:
+    # Bits that were chosen for single tensors are met by a search over the whole.
+    rated = plan.chosen is not None and plan.chosen.rates
+    return options.method != "paper" and not rated and bool(grouped(plan.entries))
+
+
 def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes: int, figures: ErrorFigures) -> None:
     """Nothing appears that is not what was asked for.
 
@@ -200,17 +207,24 @@ def _unused(options: PackOptions) -> tuple[str, ...]:
     return (_NO_TIME_LIMIT,) if options.method != "vae" and options.time_limit is not None else ()
 
 
-def _poor(options: PackOptions, worst: Worst | None) -> tuple[str, ...]:
-    if worst is None or options.allows_drop:  # a score said that it will do
+def _poor(options: PackOptions, encoded: Written) -> tuple[str, ...]:
+    if encoded.manifest.worst is None or options.allows_drop:  # a score said that it will do
         return ()
+    rules = {choice.tensor: choice.rule for choice in encoded.choices}
+    tensors = encoded.figures.tensors
     found = []
-    if worst.sqnr_db < POOR_TENSOR_DB:
-        found.append(f"tensor {worst.tensor!r} keeps only {worst.sqnr_db:.1f} dB; ask for more bits, or score a task")
-    elif worst.row_sqnr_db is not None and worst.row_sqnr_db < POOR_ROW_DB:
-        found.append(
-            f"a row of tensor {worst.row_tensor!r} keeps only {worst.row_sqnr_db:.1f} dB;"
-            " ask for more bits, or score a task"
-        )
+    # Apart, so that neither hides the other.
+    for ruled in (False, True):
+        worst = worst_of({name: error for name, error in tensors.items() if (name in rules) == ruled})
+        if worst is None:
+            continue
+        advice = "as the rule {!r} chose" if ruled else "ask for more bits, or score a task"
+        if worst.sqnr_db < POOR_TENSOR_DB:
+            text = f"tensor {worst.tensor!r} keeps only {worst.sqnr_db:.1f} dB"
+            found.append(f"{text}; {advice.format(rules.get(worst.tensor))}")
+        elif worst.row_sqnr_db is not None and worst.row_sqnr_db < POOR_ROW_DB:
+            text = f"a row of tensor {worst.row_tensor!r} keeps only {worst.row_sqnr_db:.1f} dB"
+            found.append(f"{text}; {advice.format(rules.get(worst.row_tensor or ''))}")
     return tuple(found)
 
 

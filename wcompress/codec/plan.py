@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from wcompress.codec.quantiser.step_scales import RUN
 from wcompress.codec.storage.exceptions import Positions, without_exceptions
 from wcompress.codec.storage.recognise import recognise
 from wcompress.fidelity import LEAST_ROW, computable, largest_magnitude
+
+if TYPE_CHECKING:
+    from wcompress.codec.tensor_rules import Chosen
 
 LARGEST = 1e100
 """Squares of larger numbers may not exist; such elements are kept beside the rest."""
@@ -46,6 +50,7 @@ class Plan:
         coded, fine, raw: the tensors of each kind by name, as they are.
         exceptions: by index of the entry, ascending positions, int64 `[k]`, and the elements there, of the tensor's
             dtype `[k]`: NaN, infinities, and outliers so far out that they would hide the quality of all others.
+        chosen: what a user's rules make of the model; None without rules.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -53,6 +58,7 @@ class Plan:
     fine: dict[str, torch.Tensor]
     raw: dict[str, torch.Tensor]
     exceptions: dict[int, tuple[Positions, torch.Tensor]] = field(default_factory=dict)
+    chosen: Chosen | None = None
 
     @property
     def to_code(self) -> Mapping[str, torch.Tensor]:
@@ -123,6 +129,7 @@ def plan_tensors(
     *,
     exact_bits: float = ALWAYS_EXACT_BITS,
     given: Mapping[str, str] | None = None,
+    chosen: Chosen | None = None,
 ) -> Plan:
     """Decide how each tensor of a checkpoint is kept.
 
@@ -132,9 +139,10 @@ def plan_tensors(
         exact_bits: method `vae` keeps what is recognised as no weights bit for bit where that takes at most so many
             bits an element, and beyond that as long as all of it takes next to nothing.
         given: the kinds of some tensors, whatever they are; no other is coded then.
+        chosen: the kinds of some tensors, and what their values are rounded to.
     """
     positions = {name: index for index, name in enumerate(checkpoint.tensors)}
-    kinds = _Kinds(checkpoint, method, exact_bits, given)
+    kinds = _Kinds(checkpoint, method, exact_bits, given, {} if chosen is None else chosen.kinds)
     plan = Plan((), {}, {}, {})
     entries: list[TensorEntry] = []
     for index, (name, tensor) in enumerate(checkpoint.tensors.items()):
@@ -143,6 +151,8 @@ def plan_tensors(
             entries.append(TensorEntry(name, dtype, shape, "tie", positions[checkpoint.ties[name]]))
             continue
         kind = kinds.of(name, tensor)
+        if chosen is not None:
+            tensor = chosen.rounded.get(name, tensor)
         if kind == "coded" and method == "vae" and given is None:
             places = exceptional(tensor)
             if len(places):
@@ -150,23 +160,32 @@ def plan_tensors(
                 plan.exceptions[index] = (places, flat[torch.from_numpy(places)])
         entries.append(TensorEntry(name, dtype, shape, kind))
         getattr(plan, kind)[name] = tensor
-    return Plan(tuple(entries), plan.coded, plan.fine, plan.raw, plan.exceptions)
+    return Plan(tuple(entries), plan.coded, plan.fine, plan.raw, plan.exceptions, chosen)
 
 
 class _Kinds:
-    def __init__(self, checkpoint: Checkpoint, method: str, exact_bits: float, given: Mapping[str, str] | None) -> None:
-        self._method, self._given = method, given
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        method: str,
+        exact_bits: float,
+        given: Mapping[str, str] | None,
+        chosen: Mapping[str, str],
+    ) -> None:
+        self._method, self._given, self._chosen = method, given, chosen
         self._exact: set[str] = set()
         owners = [(name, t) for name, t in checkpoint.tensors.items() if name not in checkpoint.ties]
         floats = [(name, t) for name, t in owners if _dtype_name(t) in CODED_DTYPES and t.numel()]
         if method == "vae":
-            self._exact = _exact([(name, t) for name, t in floats if name not in (given or ())], exact_bits)
-        weights = [t for name, t in floats if name not in self._exact]
+            self._exact = _exact([(name, t) for name, t in floats if name not in (given or chosen)], exact_bits)
+        weights = [t for name, t in floats if name not in self._exact and chosen.get(name) != "raw"]
         # A model whose numbers lie in long rows has no other weights.
         self._rows_are_weights = 2 * sum(t.numel() for t in weights if _is_matrix(t)) < sum(t.numel() for t in weights)
 
     def of(self, name: str, tensor: torch.Tensor) -> str:
-        if _dtype_name(tensor) not in CODED_DTYPES or name in self._exact or _is_extra_state(name):
+        if name in self._chosen:
+            return self._chosen[name]
+        if _dtype_name(tensor) not in CODED_DTYPES or name in self._exact or is_extra_state(name):
             return "raw"
         if self._method == "lossless":
             return "coded"
@@ -180,14 +199,23 @@ class _Kinds:
         return "fine" if largest_magnitude(tensor) <= LARGEST and not _is_tiny(tensor) else "raw"
 
     def _is_coded(self, tensor: torch.Tensor) -> bool:
-        # What is never negative acts by its relative size: variances and gains.
-        if tensor.numel() and float(computable(tensor).nan_to_num(0.0).min()) >= 0 and not _is_dense(tensor):
-            return False
-        return _is_matrix(tensor) or tensor.numel() >= (_SHORTEST_ROW if self._rows_are_weights else _LONG)
+        return _is_worth_coding(tensor, _SHORTEST_ROW if self._rows_are_weights else _LONG)
 
 
-def _is_extra_state(name: str) -> bool:
-    # What a module keeps beside its weights is its own business, as torch names it.
+def _is_worth_coding(tensor: torch.Tensor, shortest_row: int) -> bool:
+    # What is never negative acts by its relative size: variances and gains.
+    if tensor.numel() and float(computable(tensor).nan_to_num(0.0).min()) >= 0 and not _is_dense(tensor):
+        return False
+    return _is_matrix(tensor) or tensor.numel() >= shortest_row
+
+
+def can_be_quantised(tensor: torch.Tensor) -> bool:
+    """Whether a float tensor may be coded where a user wants it so: not what is small, or never negative."""
+    return _is_worth_coding(tensor, _SHORTEST_ROW) and not _is_tiny(tensor)
+
+
+def is_extra_state(name: str) -> bool:
+    """Whether a tensor is what a module keeps beside its weights, which is its own business, as torch names it."""
     return name.rsplit(".", 1)[-1] == "_extra_state"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 
@@ -15,9 +16,11 @@ from wcompress.checkpoint import Checkpoint, read_checkpoint, state_metadata
 from wcompress.codec.container.groups import places
 from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
 from wcompress.codec.methods.paper import root_mean_square
+from wcompress.codec.names import suggestion
 from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
-from wcompress.codec.storage.dtypes import entry_dtype
+from wcompress.codec.slices import TensorSlice
+from wcompress.codec.storage.dtypes import entry_dtype, is_as_float16
 from wcompress.errors import ArchiveError, ChecksumMismatch
 from wcompress.fidelity import as_bytes, compare, is_finite, same_bits
 from wcompress.wire import encode_varint
@@ -63,9 +66,10 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 class Archive:
-    """An open archive; a context manager.
+    """An open archive; a context manager, and a collection of tensor names.
 
-    Opening reads the index and the manifest; tensors are decoded when asked for.
+    Opening reads the index and the manifest; tensors are decoded when asked for. Threads may share one: they decode
+    one after the other. What one call returns shares no memory with what another does.
 
     Args:
         path: the archive.
@@ -75,6 +79,8 @@ class Archive:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._lock = threading.RLock()  # of the file's position, and of what is decoded once
+        self._closed = False
         self._reader = ArchiveReader(path)
         try:
             self.manifest = Manifest.from_bytes(self._reader.section("manifest"))
@@ -90,6 +96,20 @@ class Archive:
         """Tensor names, in the source's order."""
         return list(self._entries)
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the restored tensors as the archive records it, hexadecimal."""
+        return self._reader.digest.hex()
+
     def get_tensor(self, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
         """Decode one tensor; of the others, nothing that it does not depend on.
 
@@ -97,10 +117,17 @@ class Archive:
             KeyError: there is no tensor of that name.
             ArchiveError: the archive is damaged.
         """
-        entry = self._entries[name]
-        if entry.tie_to is not None:
-            entry = self.manifest.tensors[entry.tie_to]
+        entry = self._owner(name)
         return self._restore([entry])[entry.name].to(device)
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """One tensor that is decoded when it is indexed, as safetensors' `get_slice` gives it.
+
+        Raises:
+            KeyError: there is no tensor of that name.
+        """
+        entry = self._owner(name)
+        return TensorSlice(entry.dtype, entry.shape, lambda: self.get_tensor(name))
 
     def load(self, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """Decode the tensors named, or all; tied names share one tensor.
@@ -112,7 +139,7 @@ class Archive:
             ChecksumMismatch: the restored tensors are not those that were packed.
             ArchiveError: the archive is damaged.
         """
-        wanted = self.keys() if names is None else [name for name in names if self._entries[name]]
+        wanted = self.keys() if names is None else list(names)
         owners = {name: self._owner(name) for name in wanted}
         unique = {entry.name: entry for entry in owners.values()}
         restored = self._restore(list(unique.values()))
@@ -149,7 +176,9 @@ class Archive:
 
     def _restored_group(self, number: int) -> dict[str, torch.Tensor]:
         try:
-            return self._restorer.restore_group(number)
+            with self._lock:
+                self._check_open()
+                return self._restorer.restore_group(number)
         except ArchiveError as error:
             raise self._placed(error) from error
 
@@ -159,11 +188,6 @@ class Archive:
                 f"{self._reader.path}: the restored tensors differ from those that were packed"
                 f" (SHA-256 {digest.hex()}, expected {self._reader.digest.hex()}); get a fresh copy"
             )
-
-    @property
-    def sha256(self) -> str:
-        """Of the restored tensors, hexadecimal."""
-        return self._reader.digest.hex()
 
     def versions(self) -> state_metadata.Versions | None:
         """What the source's `state_dict()._metadata` said of each module; None where it had none."""
@@ -176,17 +200,27 @@ class Archive:
         Raises:
             ArchiveError: one differs.
         """
-        self._reader.check()
+        with self._lock:
+            self._check_open()
+            self._reader.check()
 
     def _owner(self, name: str) -> TensorEntry:
-        entry = self._entries[name]
+        entry = self._entries.get(name)
+        if entry is None:
+            raise KeyError(f"{self._reader.path}: no tensor {name!r}{suggestion(str(name), self._entries)}")
         return entry if entry.tie_to is None else self.manifest.tensors[entry.tie_to]
 
     def _restore(self, entries: list[TensorEntry]) -> dict[str, torch.Tensor]:
         try:
-            return self._restorer.restore(entries)
+            with self._lock:
+                self._check_open()
+                return self._restorer.restore(entries)
         except ArchiveError as error:
             raise self._placed(error) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self._reader.path}: the archive is closed; read its tensors before")
 
     def _placed(self, error: ArchiveError) -> ArchiveError:
         path = str(self._reader.path)
@@ -219,8 +253,15 @@ class Archive:
             worst=manifest.worst,
             version=self._reader.version,
             padding=manifest.padding,
-            tensors=tuple(TensorRow(e.name, e.dtype, e.shape, e.kind) for e in manifest.tensors),
+            tensors=tuple(
+                TensorRow(e.name, e.dtype, e.shape, e.kind, self._kept(self._owner(e.name).kind))
+                for e in manifest.tensors
+            ),
         )
+
+    def _kept(self, kind: str) -> str:
+        exact = kind == "raw" or self.manifest.method == "lossless"
+        return "exact" if exact else "nearly exact" if kind == "fine" else "lossy"
 
     def foreign(self, original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.Tensor]) -> list[str]:
         """Names of coded and fine tensors that cannot have been packed from `original`.
@@ -245,8 +286,10 @@ class Archive:
         return foreign
 
     def close(self) -> None:
-        """Close the file."""
-        self._reader.close()
+        """Close the file; what was restored stays."""
+        with self._lock:
+            self._closed = True
+            self._reader.close()
 
     def __enter__(self) -> Archive:
         return self
@@ -327,6 +370,7 @@ def verify(
             f"tensor {entry.name!r} is kept bit for bit, and is not that of the model"
             for entry in archive.manifest.of_kind("raw")
             if not same_bits(original.tensors[entry.name], restored[entry.name])
+            and not is_as_float16(original.tensors[entry.name], restored[entry.name])
         ]
         errors += [
             f"tensor {name!r} was made from other values" for name in archive.foreign(original.tensors, restored)

@@ -130,10 +130,11 @@ class GroupRestorer:
         self._version = version
         self._coded: CodedReader | None = None
         self._exceptions: dict[str, tuple[Positions, torch.Tensor]] | None = None
-        self._whole: dict[str, dict[str, torch.Tensor]] = {}
+        self._raw: bytes | None = None
+        self._fine: dict[str, torch.Tensor] | None = None
 
     def restore(self, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
-        """Some tensors by name, or all that are no ties.
+        """Some tensors by name, or all that are no ties, in memory of their own.
 
         Raises:
             ArchiveError: the archive is damaged.
@@ -147,12 +148,17 @@ class GroupRestorer:
             if self._coded is None:
                 self._coded = self._open_coded()
             tensors |= self._coded.restore(coded)
-        for kind, decode in (("raw", decode_raw), ("fine", decode_fine)):
-            some = [name for name in wanted if self._kinds[name] == kind]
-            if some:
-                if kind not in self._whole:
-                    self._whole[kind] = decode(self._section(kind), self._of_kind(kind), self._version)
-                tensors |= {name: self._whole[kind][name] for name in some}
+        raw = {name for name in wanted if self._kinds[name] == "raw"}
+        if raw:
+            if self._raw is None:
+                self._raw = self._section("raw")
+            tensors |= decode_raw(self._raw, self._of_kind("raw"), self._version, raw)
+        fine = [name for name in wanted if self._kinds[name] == "fine"]
+        if fine:
+            if self._fine is None:
+                self._fine = decode_fine(self._section("fine"), self._of_kind("fine"), self._version)
+            # What was decoded once for all stays as it is, whatever a caller does to a tensor.
+            tensors |= {name: self._fine[name].clone() for name in fine}
         for name in coded:
             if name in self._exceptions:
                 tensors[name] = with_exceptions(tensors[name], *self._exceptions[name])

@@ -80,6 +80,32 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
+class TensorChoice:
+    """What became of a tensor for which a rule chose.
+
+    Attributes:
+        tensor: its name, the first one of a tensor that has several.
+        rule: as it was given, `REGEX=CHOICE`.
+        choice: `lossless`, `keep`, `fp16`, or a number of bits as text.
+        kind: how it is kept, `raw` or `coded`.
+        bits_per_weight: that it takes in the archive, without what all tensors share; None where it is not told.
+        sqnr_db: of it, dB; None where nothing differs.
+    """
+
+    tensor: str
+    rule: str
+    choice: str
+    kind: str
+    bits_per_weight: float | None = None
+    sqnr_db: float | None = None
+
+
+def with_errors(choices: tuple[TensorChoice, ...], errors: Mapping[str, TensorError]) -> tuple[TensorChoice, ...]:
+    """The choices with the SQNR of their tensors, of which `errors` holds those of floats by name."""
+    return tuple(replace(c, sqnr_db=errors[c.tensor].sqnr_db if c.tensor in errors else None) for c in choices)
+
+
+@dataclass(frozen=True)
 class ArchiveSummary:
     """An archive in figures.
 
@@ -163,6 +189,7 @@ class PackResult(ArchiveSummary):
         floors: that hold for every tensor and row; None where nothing is coded with loss, or a task decided.
         warnings: one line for each thing a user should know before relying on the archive.
         weights_energy: Σw² over the source's float tensors of two or more dimensions, finite elements only.
+        choices: the tensors for which a rule chose, and what became of them.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -175,6 +202,7 @@ class PackResult(ArchiveSummary):
     floors: Floors | None = None
     warnings: tuple[str, ...] = ()
     weights_energy: float = 0.0
+    choices: tuple[TensorChoice, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that `pack --json` prints."""
@@ -188,17 +216,26 @@ class PackResult(ArchiveSummary):
             "dry_run": self.dry_run,
             "floors": None if self.floors is None else asdict(self.floors),
             "warnings": list(self.warnings),
+            "choices": [asdict(choice) for choice in self.choices],
         }
 
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor as `inspect` lists it; `kind` is coded, raw or tie."""
+    """One tensor as `inspect` lists it.
+
+    Attributes:
+        name, dtype, shape: of the tensor.
+        kind: how it is stored: coded, fine, raw, or tie, another name of an earlier tensor.
+        kept: what that means for its values: `lossy`, `nearly exact`, or `exact`, as they were or, where a rule said
+            so, rounded to float16.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     kind: str
+    kept: str = "exact"
 
 
 @dataclass(frozen=True)

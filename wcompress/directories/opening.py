@@ -15,8 +15,10 @@ import torch
 from wcompress.checkpoint import read_checkpoint, state_metadata
 from wcompress.checkpoint.messages import shown
 from wcompress.codec import reading
+from wcompress.codec.names import suggestion
 from wcompress.codec.reading import Archive
 from wcompress.codec.results import InspectResult, VerifyResult
+from wcompress.codec.slices import TensorSlice
 from wcompress.directories.folders import sha256_of
 from wcompress.directories.headers import check_agreement
 from wcompress.directories.index import INDEX_NAME, ShardEntry, is_folder, read_index
@@ -71,9 +73,27 @@ class FolderArchive:
             KeyError: there is no tensor of that name.
             ArchiveError: the archive is damaged.
         """
-        home = self.index.shards[0].name if self._homes is None else self._homes[name]
+        home = self._home(name)
         with self._lock:
             return self.shard(self._shards[home]).get_tensor(name, device)
+
+    def _home(self, name: str) -> str:
+        if self._homes is None:
+            return self.index.shards[0].name
+        if name not in self._homes:
+            raise KeyError(f"{self.path}: no tensor {name!r}{suggestion(str(name), self._homes)}")
+        return self._homes[name]
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """One tensor that is decoded when it is indexed; see `Archive.get_slice`.
+
+        Raises:
+            KeyError: there is no tensor of that name.
+            ArchiveError: the archive is damaged.
+        """
+        with self._lock:
+            found = self.shard(self._shards[self._home(name)]).get_slice(name)
+        return found.restored_by(lambda: self.get_tensor(name))
 
     def load(self, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """Decode the tensors named, or all, one archive after the other.

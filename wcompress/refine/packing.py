@@ -51,6 +51,8 @@ _PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_streng
 _MEASURING_EFFORT = 2
 _DATA_FREE_RATIO = 60.0
 _DATA_FREE_BITS = (0.35, 8.0)
+_MOST_RULED_BITS = 64.0
+"""Where rules choose for some tensors, all of them may take more bits than that."""
 _DATA_FREE_ROUNDS = 6
 
 
@@ -246,6 +248,8 @@ class RefineEncoder:
         """
         assert goal.max_drop is not None
         low, high = (math.log2(bits) for bits in _DATA_FREE_BITS)
+        if options.rules:
+            high = math.log2(_MOST_RULED_BITS)
         best: tuple[Encoded, Validation] | None = None
         least = math.inf
         for number in range(_DATA_FREE_ROUNDS + 1):

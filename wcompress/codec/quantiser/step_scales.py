@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,13 @@ class OwnScales:
     def is_plain(self) -> bool:
         """Whether every scale is 1."""
         return all(row == (0,) for row in self.exponents)
+
+    def with_those_of(self, other: OwnScales, indices: Iterable[int]) -> OwnScales:
+        """These scales, but of some tensors those of `other`."""
+        rows, kinds = list(self.exponents), list(self.kinds)
+        for index in indices:
+            rows[index], kinds[index] = other.exponents[index], other.kinds[index]
+        return OwnScales(tuple(rows), tuple(kinds))
 
     def write(self, out: BitWriter) -> None:
         """A bit that says whether there is any; then for each tensor its kind, and differences."""

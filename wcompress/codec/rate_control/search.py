@@ -43,7 +43,7 @@ _GROUP_STATES = {1: 1, 2: 64, 3: 64, 4: 256, 5: 1024, 6: 4096, 7: 16384, 8: 1638
 """Where a model is one group, and where it is several: those of few states cost little more, and time a lot less."""
 _MOST_SEARCHED = 1 << 30  # bytes that a search may take in each thread
 _QUICK_STATES = 64  # with fewer the search takes as long
-_FAR_STEPS, _FAR_MEANS, _FARTHEST_STEPS = 500.0, 64.0, 12000.0
+_FAR_STEPS, _FAR_MEANS, FARTHEST_STEPS = 500.0, 64.0, 12000.0
 _MOST_REPAIRS = 10
 _FLOOR_TOLERANCE_DB = 0.05
 
@@ -190,14 +190,7 @@ class VaeSearch:
         if self._floors:
             bits = 0.0 if target.n_bytes is None else 8 * target.n_bytes / self.sequencing.n_weights
             self._cap(about_db(bits) if target.sqnr_db is None else target.sqnr_db)
-        scale = self._scale()
-        if target.sqnr_db is not None:
-            wanted = target.sqnr_db
-            guess = scale * 10 ** (-(wanted - 5.0) / 20)
-        else:
-            assert target.n_bytes is not None
-            bits = 8 * target.n_bytes / self.sequencing.n_weights
-            guess = scale * 2.0 ** (1.3 - bits)
+        guess = self._guess(target)
         self._prepare(guess)
         try:
             found = self._searched(target, guess)
@@ -257,10 +250,6 @@ class VaeSearch:
         restored = self.code(solution).restored(solution.ratios)
         return self.model.lacking(restored, self._quality_db(solution), self.rate, tolerance_db=tolerance_db)
 
-    def _scale(self) -> float:
-        scaled = self._encoder.weights
-        return math.sqrt(energy(scaled) / len(scaled))
-
     def unit_noise(self, solution: Solution) -> float:
         """Mean squared error of a weight whose scale is 1, in the weights' own units."""
         restored = self.code(solution).restored(solution.ratios)
@@ -274,11 +263,20 @@ class VaeSearch:
         if isinstance(self._encoder, ClassEncoder) and not self._within_tables(step):
             self._use_contexts(step)
         elif isinstance(self._encoder, ContextEncoder):
-            self._set_aside(_FARTHEST_STEPS * step, 0.0)
+            self._set_aside(FARTHEST_STEPS * step, 0.0)
+
+    def _guess(self, target: Target) -> float:
+        """About the step that meets a target."""
+        scaled = self._encoder.weights
+        scale = math.sqrt(energy(scaled) / len(scaled))
+        if target.sqnr_db is not None:
+            return float(scale * 10 ** (-(target.sqnr_db - 5.0) / 20))
+        assert target.n_bytes is not None
+        return scale * math.exp2(1.3 - 8 * target.n_bytes / self.sequencing.n_weights)
 
     def _use_contexts(self, step: float) -> None:
         """Go on with the context model, which takes symbols of any size that a search tries."""
-        self._set_aside(_FARTHEST_STEPS * step, 0.0)
+        self._set_aside(FARTHEST_STEPS * step, 0.0)
         self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
         self._use(self.own_scales, ContextEncoder, self._encoder.config)
 

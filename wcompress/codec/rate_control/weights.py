@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -42,6 +42,8 @@ class ModelWeights:
         exact_share: what the energy kept exactly is, as a part of the weights' own; bounded, so that what dwarfs all
             else does not make it cheap.
         signal: what errors are compared with.
+        exempt: indices of tensors that no floor holds.
+        silent: of those whose errors do not count.
     """
 
     def __init__(
@@ -58,8 +60,25 @@ class ModelWeights:
         self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], np.float64)
         self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
         self.aside: dict[str, Positions] = {}
+        self.exempt: frozenset[int] = frozenset()
+        self.silent: frozenset[int] = frozenset()
+        self._exact_energy = exact_energy
+        self._measure()
+
+    def except_for(self, indices: Iterable[int], *, counted: bool) -> None:
+        """Hold these tensors to no floor.
+
+        Args:
+            indices: of the tensors.
+            counted: their errors count in the SQNR.
+        """
+        self.exempt = frozenset(indices)
+        self.silent = frozenset() if counted else self.exempt
+        self._measure()
+
+    def _measure(self) -> None:
         own = energy(self.as_counted(np.ones(1))[0])
-        self.exact_share = min(exact_energy / own, MOST_EXACT) if own else 0.0
+        self.exact_share = min(self._exact_energy / own, MOST_EXACT) if own else 0.0
         self.signal = own * (1 + self.exact_share)
 
     @cached_property
@@ -77,10 +96,14 @@ class ModelWeights:
         Args:
             multipliers: of the steps, `[n_weights]` or `[1]`, as `OwnScales.multipliers` gives them.
         """
-        if self._counted_by is None:
+        if self._counted_by is None and not self.silent:
             return self.weights, multipliers
-        counted = self._counted_by.multipliers(self._sequencing, 0, self._sequencing.n_weights)
-        return self.weights / counted, multipliers / counted
+        n = self._sequencing.n_weights
+        counted = np.ones(n) if self._counted_by is None else self._counted_by.multipliers(self._sequencing, 0, n)
+        weights, multipliers = self.weights / counted, multipliers / counted
+        for index in self.silent:
+            weights[self.spans[index]] = multipliers[self.spans[index]] = 0.0
+        return weights, multipliers
 
     def capped(self, own_scales: OwnScales, sqnr_db: float, rate: Rate | None = None) -> OwnScales:
         """Scales under which the floors beside an SQNR are likely kept.
@@ -95,9 +118,11 @@ class ModelWeights:
         if self._counted_by is not None:
             wholes = [float(e[WHOLE][0]) for e in energies]
             counts = [(s.stop - s.start) / e if e > 0 else 0.0 for s, e in zip(self.spans, wholes, strict=True)]
+        counts = [0.0 if index in self.silent else count for index, count in enumerate(counts)]
         shapes, floors = self._sequencing.shapes, Floors.at(sqnr_db)
         known = None if rate is None else (rate.unit_noise, rate.mean_square)
-        return capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, floors, known)
+        found = capped(own_scales, shapes, self._groups, energies, counts, sqnr_db, floors, known)
+        return found.with_those_of(own_scales, self.exempt)
 
     def lacking(
         self, restored: Floats, sqnr_db: float, rate: Rate | None = None, *, tolerance_db: float = 0.0
@@ -124,6 +149,7 @@ class ModelWeights:
             whole = float(signal[WHOLE][0])
             reference = mean_square if self._counted_by is None else whole / max(1, len(weights))
             found.append(shortfalls(groups, signal, noise, floors, reference))
+        found = [{} if index in self.exempt else lacking for index, lacking in enumerate(found)]
         return found if any(found) else []
 
     def restored_sqnr_db(self, values: Floats) -> float:
@@ -140,7 +166,12 @@ class ModelWeights:
         figures = compare(self._coded | tied, restored | again)
         found = [e.sqnr_db for e in figures.tensors.values() if e.sqnr_db is not None]
         sqnr_db = figures.sqnr_db if figures.sqnr_db is not None else min(found, default=math.inf)
-        return sqnr_db + 10 * math.log10(1 + self.exact_share)
+        # Each name counts of what is coded, so that what is kept exactly is a smaller part of it.
+        names = [*self._coded, *self._ties.values()]
+        spans = dict(zip(self._coded, self.spans, strict=True))
+        own = math.fsum(energy(self.weights[spans[name]]) for name in names)
+        share = min(self._exact_energy / own, MOST_EXACT) if own else 0.0
+        return sqnr_db + 10 * math.log10(1 + share)
 
     def set_aside(self, places: Positions) -> None:
         """Put zeros in these places of the sequence, int64 `[k]`, ascending; what was there is kept beside the rest."""

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 
 from wcompress.checkpoint import dtype_from_name
-from wcompress.codec.container.manifest import TensorEntry
+from wcompress.codec.container.manifest import CODED_DTYPES, TensorEntry
 from wcompress.errors import ArchiveError
-from wcompress.fidelity import as_bytes
+from wcompress.fidelity import as_bytes, computable, same_bits
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
@@ -38,6 +38,22 @@ def round_to_dtype(values: npt.NDArray[np.float64], dtype: torch.dtype) -> torch
     # By numpy, since torch in a thread of ours would have threads of its own, which wait busily.
     # The limit is a float32, so that it makes no difference which comes first, clamping or rounding to float32.
     return torch.from_numpy(np.clip(single, -limit, limit, out=single)).to(dtype)
+
+
+def as_float16(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a float tensor of any dtype rounded to float16, to nearest, in its own dtype; contiguous.
+
+    What is beyond float16 becomes infinite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = torch.from_numpy(np.array(computable(tensor).numpy().astype(np.float16), order="C"))
+    return half.to(tensor.dtype).reshape(tensor.shape)
+
+
+def is_as_float16(original: torch.Tensor, restored: torch.Tensor) -> bool:
+    """Whether a restored tensor is the original, of any dtype, rounded to float16."""
+    dtype = str(original.dtype).removeprefix("torch.")
+    return dtype in CODED_DTYPES and same_bits(as_float16(original), restored)
 
 
 def entry_dtype(entry: TensorEntry) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 import torch
@@ -20,15 +20,16 @@ _ZSTD_MAX_GROWTH = 32768  # a zstd block of at least 4 bytes restores at most 12
 _FIRST_UNIT_VERSION = 5
 
 
-def encode_raw(tensors: Iterable[torch.Tensor]) -> bytes:
-    """The `raw` section: each tensor in the form that suits its content.
+def encode_raw(tensors: Iterable[torch.Tensor], *, stored: bool = False) -> bytes:
+    """The `raw` section: each tensor in the form that suits its content. Sections of parts of the tensors add up to it.
 
     Args:
         tensors: contiguous CPU tensors of any dtype.
+        stored: leave their bytes as they are.
     """
     parts: list[bytes] = []
     for tensor in tensors:
-        coder, payload = _encode(tensor)
+        coder, payload = (_STORED, tensor_bytes(tensor)) if stored else _encode(tensor)
         parts += [bytes([coder]), encode_varint(len(payload)), payload]
     return b"".join(parts)
 
@@ -50,13 +51,16 @@ def _encode(tensor: torch.Tensor) -> tuple[int, bytes]:
     return (_UNIT, unit) if len(unit) < len(data) else (_STORED, data)
 
 
-def decode_raw(data: bytes, entries: Iterable[TensorEntry], version: int = 5) -> dict[str, torch.Tensor]:
+def decode_raw(
+    data: bytes, entries: Iterable[TensorEntry], version: int = 5, only: Container[str] | None = None
+) -> dict[str, torch.Tensor]:
     """Undo `encode_raw`.
 
     Args:
         data: the section.
         entries: the raw tensors, in order.
         version: of the archive's format.
+        only: names of the tensors to restore; all by default.
 
     Raises:
         ArchiveError: the section does not hold what the entries say.
@@ -67,6 +71,8 @@ def decode_raw(data: bytes, entries: Iterable[TensorEntry], version: int = 5) ->
         dtype = entry_dtype(entry)
         coder = cursor.take(1)[0]
         payload = cursor.take(cursor.varint())
+        if only is not None and entry.name not in only:
+            continue
         content = _decode(entry, coder if coder <= _ZSTD or version >= _FIRST_UNIT_VERSION else -1, payload)
         tensors[entry.name] = tensor_from_bytes(content, dtype, entry.shape)
     cursor.finish()
