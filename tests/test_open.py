@@ -16,7 +16,7 @@ from torch import nn
 
 import wcompress
 from wcompress.archive import ArchiveReader
-from wcompress.codec import loading
+from wcompress.directories import loading
 from wcompress.errors import ChecksumMismatch, ModuleMismatch
 from wcompress.fidelity import same_bits
 

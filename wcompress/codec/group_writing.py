@@ -12,10 +12,10 @@ from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import slabs
 from wcompress.codec.container.manifest import Manifest, TensorEntry
+from wcompress.codec.digest import TensorsDigest
 from wcompress.codec.grouped_encoding import GroupedEncoding
 from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control.floors import Floors
-from wcompress.codec.reading import TensorsDigest
 from wcompress.codec.restoring import restore_group
 from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.dtypes import empty

@@ -17,12 +17,12 @@ from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
 from wcompress.codec.container.groups import grouped
 from wcompress.codec.container.manifest import Manifest
+from wcompress.codec.digest import tensors_digest
 from wcompress.codec.encoding import Encoded, Progress, encode_plan, planned
 from wcompress.codec.group_writing import CHECKING, Written, write_groups
 from wcompress.codec.grouped_encoding import GroupedEncoding
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan
-from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import PackResult, with_errors
 from wcompress.device import one_torch_thread, resolve_device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from wcompress.archive import ArchiveReader
 from wcompress.checkpoint import Checkpoint, read_checkpoint, state_metadata
 from wcompress.codec.container.groups import places
 from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
+from wcompress.codec.digest import TensorsDigest, tensors_digest
 from wcompress.codec.methods.paper import root_mean_square
 from wcompress.codec.names import suggestion
 from wcompress.codec.restoring import Restorer
@@ -22,47 +22,9 @@ from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
 from wcompress.codec.slices import TensorSlice
 from wcompress.codec.storage.dtypes import entry_dtype, is_as_float16
 from wcompress.errors import ArchiveError, ChecksumMismatch
-from wcompress.fidelity import as_bytes, compare, is_finite, same_bits
-from wcompress.wire import encode_varint
+from wcompress.fidelity import compare, is_finite, same_bits
 
 _SQNR_TOLERANCE_DB = 0.01
-
-
-class TensorsDigest:
-    """SHA-256 over names, dtypes, shapes and bytes of tensors in order, as docs/format.md defines it."""
-
-    def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-
-    def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """The next tensor; its bytes follow.
-
-        Args:
-            name: of it.
-            dtype: torch's name without `torch.`.
-            shape: of it.
-        """
-        for text in (name.encode(), dtype.encode()):
-            self._sha.update(encode_varint(len(text)) + text)
-        self._sha.update(b"".join(encode_varint(size) for size in (len(shape), *shape)))
-
-    def add(self, tensor: torch.Tensor) -> None:
-        """Further elements of the tensor begun, contiguous, on the CPU."""
-        if tensor.numel():
-            self._sha.update(as_bytes(tensor).numpy().data)
-
-    def digest(self) -> bytes:
-        """Of what was added so far, 32 bytes."""
-        return self._sha.digest()
-
-
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """`TensorsDigest` of tensors by name, 32 bytes."""
-    digest = TensorsDigest()
-    for name, tensor in tensors.items():
-        digest.begin(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-        digest.add(tensor)
-    return digest.digest()
 
 
 class Archive:

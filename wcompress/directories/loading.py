@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from wcompress.checkpoint import state_metadata
-from wcompress.codec.reading import Archive, TensorsDigest
+from wcompress.codec.digest import TensorsDigest
+from wcompress.codec.reading import Archive
 from wcompress.directories.opening import FolderArchive, open_archive
 from wcompress.errors import ChecksumMismatch, ModuleMismatch
 

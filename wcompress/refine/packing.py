@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from wcompress.checkpoint import Checkpoint
+from wcompress.codec.digest import tensors_digest
 from wcompress.codec.encoding import Encoded, Progress, encode
 from wcompress.codec.given import GivenSymbols, archive_bytes, encode_given
 from wcompress.codec.options import PackOptions
-from wcompress.codec.reading import tensors_digest
 from wcompress.codec.restoring import restore_encoded
 from wcompress.deadline import Deadline
 from wcompress.errors import OptionError, TargetUnreachable
