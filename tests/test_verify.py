@@ -17,7 +17,7 @@ from wcompress.codec.encoding import Encoded, Progress
 from wcompress.codec.given import GivenSymbols, encode_given
 from wcompress.codec.options import PackOptions
 from wcompress.codec.packing import pack_and_restore
-from wcompress.codec.reading import verify
+from wcompress.codec.verifying import verify
 
 
 def model() -> dict[str, torch.Tensor]:

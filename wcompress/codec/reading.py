@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
-import numpy as np
 import torch
 
 from wcompress.archive import ArchiveReader
-from wcompress.checkpoint import Checkpoint, read_checkpoint, state_metadata
+from wcompress.checkpoint import state_metadata
 from wcompress.codec.container.groups import places
 from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
 from wcompress.codec.digest import TensorsDigest, tensors_digest
-from wcompress.codec.methods.paper import root_mean_square
 from wcompress.codec.names import suggestion
 from wcompress.codec.restoring import Restorer
-from wcompress.codec.results import InspectResult, TensorRow, VerifyResult
+from wcompress.codec.results import InspectResult, TensorRow
 from wcompress.codec.slices import TensorSlice
-from wcompress.codec.storage.dtypes import entry_dtype, is_as_float16
+from wcompress.codec.storage.dtypes import entry_dtype
 from wcompress.errors import ArchiveError, ChecksumMismatch
-from wcompress.fidelity import compare, is_finite, same_bits
-
-_SQNR_TOLERANCE_DB = 0.01
 
 
 class Archive:
@@ -110,6 +105,16 @@ class Archive:
             self._check_digest(tensors_digest(tensors))
         moved = {name: tensor.to(device) for name, tensor in restored.items()}
         return {name: moved[owner.name] for name, owner in owners.items()}
+
+    def section(self, name: str) -> bytes:
+        """The payload of a section of the first group, its checksum compared; empty where there is none.
+
+        Raises:
+            ArchiveError: it is damaged.
+        """
+        with self._lock:
+            self._check_open()
+            return self._reader.section(name)
 
     def each_part(self) -> Iterator[tuple[TensorEntry, Part, torch.Tensor]]:
         """Decodes everything in order, a group at a time, and compares it with the archive's SHA-256 at the end.
@@ -225,28 +230,6 @@ class Archive:
         exact = kind == "raw" or self.manifest.method == "lossless"
         return "exact" if exact else "nearly exact" if kind == "fine" else "lossy"
 
-    def foreign(self, original: Mapping[str, torch.Tensor], restored: Mapping[str, torch.Tensor]) -> list[str]:
-        """Names of coded and fine tensors that cannot have been packed from `original`.
-
-        Method `paper` keeps each tensor's root mean square. For all methods, no tensor is restored much worse than
-        zeros would be, and a fine one far better. Of refined values nothing of the kind is known.
-        """
-        foreign: list[str] = []
-        if self.manifest.refined:
-            return foreign
-        scales = iter(np.frombuffer(self._reader.section("scales"), "<f8"))
-        for entry in self.manifest.tensors:
-            if entry.kind not in ("coded", "fine"):
-                continue
-            w = original[entry.name].double()
-            same = _is_near(w, restored[entry.name].double(), 0.2 if entry.kind == "fine" else 1.5)
-            if self.manifest.method == "paper":
-                scale = float(next(scales))
-                same = same and is_finite(w) and abs(root_mean_square(w.numpy()) - scale) <= 1e-9 * scale
-            if not same and not same_bits(original[entry.name], restored[entry.name]):
-                foreign.append(entry.name)
-        return foreign
-
     def close(self) -> None:
         """Close the file; what was restored stays."""
         with self._lock:
@@ -296,88 +279,3 @@ def inspect(path: str | os.PathLike[str]) -> InspectResult:
     """
     with Archive(path) as archive:
         return archive.inspect()
-
-
-def verify(
-    path: str | os.PathLike[str],
-    against: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = None,
-    *,
-    key: str | None = None,
-) -> VerifyResult:
-    """Compare every checksum, decode everything, and, given a model, measure the difference.
-
-    Args:
-        path: the archive.
-        against: the model it was made from.
-        key: entry of `against` that holds the model, see `read_checkpoint`.
-
-    Returns:
-        Error figures and what is wrong; damage itself is raised.
-
-    Raises:
-        ArchiveError: the archive is damaged.
-        CheckpointError: `against` cannot be read.
-    """
-    with Archive(path) as archive:
-        archive.check()
-        restored = archive.load()
-        sha256 = archive.inspect().sha256
-        if against is None:
-            return VerifyResult(sha256)
-        original = read_checkpoint(against, key=key)
-        errors = _differences(original, restored)
-        if errors:
-            return VerifyResult(sha256, errors=tuple(errors))
-        errors += [
-            f"tensor {entry.name!r} is kept bit for bit, and is not that of the model"
-            for entry in archive.manifest.of_kind("raw")
-            if not same_bits(original.tensors[entry.name], restored[entry.name])
-            and not is_as_float16(original.tensors[entry.name], restored[entry.name])
-        ]
-        errors += [
-            f"tensor {name!r} was made from other values" for name in archive.foreign(original.tensors, restored)
-        ]
-        figures = compare(original.tensors, restored)
-        recorded = archive.manifest.sqnr_db
-        if (recorded is None) != (figures.sqnr_db is None) or (
-            recorded is not None
-            and figures.sqnr_db is not None
-            and abs(recorded - figures.sqnr_db) > _SQNR_TOLERANCE_DB
-        ):
-            errors.append(
-                f"the archive records {_db(recorded)} against the model it was made from, this one gives"
-                f" {_db(figures.sqnr_db)}: it was made from another model"
-            )
-        return VerifyResult(
-            sha256, figures.sqnr_db, figures.max_abs_error, figures.lossless, tuple(errors), figures.tensors
-        )
-
-
-def _is_near(w: torch.Tensor, restored: torch.Tensor, allowed: float) -> bool:
-    """Whether the error is at most so many times the size of `w`, and NaNs and infinities are where they were."""
-    finite = w.isfinite()
-    odd, other = w[~finite], restored[~finite]
-    if not bool(((odd == other) | (odd.isnan() & other.isnan())).all()):
-        return False
-    return float((w - restored)[finite].norm()) <= allowed * float(w[finite].norm())
-
-
-def _db(value: float | None) -> str:
-    return "no SQNR" if value is None else f"an SQNR of {value:.2f} dB"
-
-
-def _differences(original: Checkpoint, restored: Mapping[str, torch.Tensor]) -> list[str]:
-    errors = [
-        f"tensor {name!r} of the model is not in the archive" for name in original.tensors if name not in restored
-    ]
-    errors += [
-        f"tensor {name!r} of the archive is not in the model" for name in restored if name not in original.tensors
-    ]
-    for name, tensor in original.tensors.items():
-        other = restored.get(name)
-        if other is not None and (other.shape != tensor.shape or other.dtype != tensor.dtype):
-            errors.append(
-                f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)} in the model,"
-                f" {other.dtype} {list(other.shape)} in the archive"
-            )
-    return errors

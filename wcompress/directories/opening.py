@@ -14,7 +14,7 @@ import torch
 
 from wcompress.checkpoint import read_checkpoint, state_metadata
 from wcompress.checkpoint.messages import shown
-from wcompress.codec import reading
+from wcompress.codec import reading, verifying
 from wcompress.codec.names import suggestion
 from wcompress.codec.reading import Archive
 from wcompress.codec.results import InspectResult, VerifyResult
@@ -271,7 +271,7 @@ def verify(
         OptionError: `against` is no folder, and there are several archives.
     """
     if not is_folder(path):
-        return reading.verify(path, against, key=key)
+        return verifying.verify(path, against, key=key)
     with FolderArchive(path) as folder:
         folder.check()
         errors: list[str] = []
@@ -281,7 +281,7 @@ def verify(
             folder.shard(shard)  # which compares its names with the index
             folder.close()
             original = originals.get(shard.name)
-            result = reading.verify(folder.path / shard.archive, original, key=key)
+            result = verifying.verify(folder.path / shard.archive, original, key=key)
             named = tuple(f"{shard.name}: {error}" for error in result.errors)
             shards.append(replace(result, errors=named if len(folder.index.shards) > 1 else result.errors))
             energies.append(0.0 if result.sqnr_db is None or original is None else _energy(original, key))
