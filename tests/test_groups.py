@@ -154,6 +154,27 @@ def test_one_tensor_takes_its_own_groups(tmp_path: Path, monkeypatch: pytest.Mon
         assert sum(read) - manifest < 0.2 * path.stat().st_size
 
 
+@pytest.mark.parametrize(
+    "index", [3, 799, slice(500, 510), slice(700, None), slice(0, 800, 7), (slice(400, 402), 5), -1]
+)
+def test_a_slice_decodes_its_slabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: Any) -> None:
+    path = tmp_path / "m.wcz"
+    pack(path)
+    whole = wcompress.load(path)["embedding"]
+    read: list[int] = []
+    chunks = ArchiveReader._chunks
+    monkeypatch.setattr(ArchiveReader, "_chunks", lambda self, entry: read.append(entry.group) or chunks(self, entry))
+    with wcompress.open(path) as archive:
+        n_slabs = sum(part.index == 0 for parts in archive.manifest.groups for part in parts)
+        read.clear()
+        found = archive.get_slice("embedding")[index]
+    assert same_bits(found.contiguous(), whole[index].contiguous())
+    rows = torch.arange(800)[index[0] if isinstance(index, tuple) else index].reshape(-1)
+    if index != -1 and len(rows) < 20:
+        assert n_slabs > 1
+        assert len(set(read)) == 1
+
+
 def test_damage_stays_in_its_group(tmp_path: Path) -> None:
     path = tmp_path / "m.wcz"
     pack(path)

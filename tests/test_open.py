@@ -113,13 +113,13 @@ def test_threads_do_not_read_a_file_at_once(archive: Path, monkeypatch: pytest.M
     counting = threading.Lock()
     read = ArchiveReader.section
 
-    def slow(self: ArchiveReader, name: str) -> bytes:
+    def slow(self: ArchiveReader, name: str, group: int = 0) -> bytes:
         nonlocal inside, most
         with counting:
             inside += 1
             most = max(most, inside)
         threading.Event().wait(0.02)
-        payload = read(self, name)
+        payload = read(self, name, group)
         with counting:
             inside -= 1
         return payload

@@ -84,7 +84,29 @@ class Archive:
             KeyError: there is no tensor of that name.
         """
         entry = self._owner(name)
-        return TensorSlice(entry.dtype, entry.shape, lambda: self.get_tensor(name))
+        return TensorSlice(entry.dtype, entry.shape, lambda start, stop: self.get_rows(name, start, stop))
+
+    def get_rows(self, name: str, start: int, stop: int | None = None) -> tuple[torch.Tensor, int]:
+        """Decode the slabs of a tensor that hold some indices of its first dimension.
+
+        Args:
+            name: of the tensor.
+            start, stop: of the first dimension; None for its end.
+
+        Returns:
+            What was decoded, and which index of the first dimension it begins with.
+
+        Raises:
+            KeyError: there is no tensor of that name.
+            ArchiveError: the archive is damaged.
+        """
+        entry = self._owner(name)
+        try:
+            with self._lock:
+                self._check_open()
+                return self._restorer.restore_rows(entry, start, stop)
+        except ArchiveError as error:
+            raise self._placed(error) from error
 
     def load(self, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """Decode the tensors named, or all; tied names share one tensor.

@@ -69,6 +69,23 @@ class Restorer:
                 self._put(tensors, pieces, name, part)
         return {entry.name: tensors[entry.name] for entry in entries}
 
+    def restore_rows(self, entry: TensorEntry, start: int, stop: int | None) -> tuple[torch.Tensor, int]:
+        """The slabs of a tensor that hold the indices start to stop - 1 of its first dimension, and where they begin.
+
+        Raises:
+            ArchiveError: the archive is damaged.
+        """
+        located = self._places[self._indices[entry.name]] if self._places else []
+        needed = [
+            (number, part)
+            for number, part in located
+            if part.stop is not None and part.stop > start and (stop is None or part.start < stop)
+        ]
+        if not needed or len(needed) == len(located):
+            return self.restore([entry])[entry.name], 0
+        slabs_of = [self._group(number).restore([entry.name])[entry.name] for number, _ in needed]
+        return (slabs_of[0] if len(slabs_of) == 1 else torch.cat(slabs_of)), needed[0][1].start
+
     def restore_group(self, number: int) -> dict[str, torch.Tensor]:
         """All parts of one group by their tensor's name."""
         return self._group(number).restore(None)

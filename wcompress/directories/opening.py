@@ -93,7 +93,11 @@ class FolderArchive:
         """
         with self._lock:
             found = self.shard(self._shards[self._home(name)]).get_slice(name)
-        return found.restored_by(lambda: self.get_tensor(name))
+        return found.restored_by(lambda start, stop: self._rows(name, start, stop))
+
+    def _rows(self, name: str, start: int, stop: int | None) -> tuple[torch.Tensor, int]:
+        with self._lock:
+            return self.shard(self._shards[self._home(name)]).get_rows(name, start, stop)
 
     def load(self, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
         """Decode the tensors named, or all, one archive after the other.
