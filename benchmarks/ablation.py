@@ -43,8 +43,11 @@ def variant_of_the_encoder(variant: str) -> Iterator[None]:
     def changed(**fields: Any) -> vae_search.EncoderConfig:
         return config(**{**fields, "use_prior": fields["use_prior"] and "VAE" in variant})
 
-    small = 0 if "tables" in variant else vae_search._SMALL_MODEL
-    with mock.patch.object(vae_search, "EncoderConfig", changed), mock.patch.object(vae_search, "_SMALL_MODEL", small):
+    first = 10 if "tables" in variant else vae_search.FIRST_CONTEXT_EFFORT
+    with (
+        mock.patch.object(vae_search, "EncoderConfig", changed),
+        mock.patch.object(vae_search, "FIRST_CONTEXT_EFFORT", first),
+    ):
         yield
 
 

@@ -62,7 +62,7 @@ def pack(path: Path, tensors: Tensors | None = None, **options: Any) -> wcompres
     return wcompress.pack(model() if tensors is None else tensors, path, changed, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"effort": 2, "sqnr": 18.0}, {"method": "lossless"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"sqnr": 18.0}, {"method": "lossless"}], ids=str)
 def test_every_way_of_reading_gives_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
     path = tmp_path / "m.wcz"
     result = pack(path, **options)
@@ -88,6 +88,15 @@ def test_every_way_of_reading_gives_the_same(tmp_path: Path, options: dict[str, 
     assert sum(result.sections.values()) == path.stat().st_size
 
 
+def test_groups_may_be_under_the_context_model(tmp_path: Path) -> None:
+    tensors = {name: tensor for name, tensor in model().items() if name in ("embedding", "norm", "half")}
+    result = pack(tmp_path / "m.wcz", tensors, effort=2, bits_per_weight=3.0)
+    assert result.bits_per_param is not None
+    assert 0.98 * 3.0 <= result.bits_per_param <= 3.0
+    assert result.archive_bytes < pack(tmp_path / "n.wcz", tensors, effort=1, sqnr=result.sqnr_db).archive_bytes
+    assert wcompress.verify(tmp_path / "m.wcz", tensors).ok
+
+
 def test_exceptions_are_kept_in_their_slabs(tmp_path: Path) -> None:
     pack(tmp_path / "m.wcz")
     restored = wcompress.load(tmp_path / "m.wcz")["embedding"]
@@ -100,7 +109,6 @@ TARGETS: list[tuple[int, dict[str, float]]] = [
     (1, {"bits_per_weight": 3.0}),
     (1, {"ratio": 9.0}),
     (1, {"sqnr": 17.0}),
-    (2, {"bits_per_weight": 2.0}),
 ]
 
 
@@ -127,7 +135,7 @@ def test_threads_do_not_matter(tmp_path: Path, method: str) -> None:
 
 
 def test_an_outlier_costs_its_own_bytes(tmp_path: Path) -> None:
-    tensors = {"a": torch.randn(300, 100, generator=torch.Generator().manual_seed(1))}
+    tensors = {"a": torch.randn(200, 100, generator=torch.Generator().manual_seed(1))}
     plain = pack(tmp_path / "m.wcz", tensors, effort=2, sqnr=20.0)
     tensors["a"][7, 7] = 1e9
     far = pack(tmp_path / "m.wcz", tensors, effort=2, bits_per_weight=plain.bits_per_param)
@@ -135,7 +143,7 @@ def test_an_outlier_costs_its_own_bytes(tmp_path: Path) -> None:
     assert errors is not None
     restored = wcompress.load(tmp_path / "m.wcz")["a"]
     assert float(restored[7, 7]) == 1e9
-    rest = torch.ones(300, 100, dtype=torch.bool)
+    rest = torch.ones(200, 100, dtype=torch.bool)
     rest[7, 7] = False
     noise = (restored - tensors["a"])[rest].square().sum()
     assert 10 * torch.log10(tensors["a"][rest].square().sum() / noise) > 19.7

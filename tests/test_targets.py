@@ -83,12 +83,12 @@ def test_targets_are_met_or_refused_in_their_unit(
     assert wcompress.verify(path, model).ok
 
 
-@pytest.mark.parametrize("bits", [2.0, 4.0, 8.0])
+@pytest.mark.parametrize("bits", [2.0, 6.0])
 def test_large_models_with_scales_by_row_meet_their_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: float
 ) -> None:
     monkeypatch.setattr(groups, "MOST_TOGETHER", 0)
-    monkeypatch.setattr(groups, "GROUP_SIZE", 60_000)
+    monkeypatch.setattr(groups, "GROUP_SIZE", 110_000)
     scales = torch.logspace(-3, 0, 2000)[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
     model = {"w": normal(2000, 64) * scales[:, None], "v": normal(300, 300)}
     for effort in (1, 2):
@@ -110,7 +110,7 @@ def test_far_weights_of_a_large_model_cost_their_own_bytes_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(groups, "MOST_TOGETHER", 0)
-    monkeypatch.setattr(groups, "GROUP_SIZE", 60_000)
+    monkeypatch.setattr(groups, "GROUP_SIZE", 110_000)
     w = normal(400, 400)
     plain = wcompress.pack({"w": w}, tmp_path / "a.wcz", sqnr=40.0, effort=2, device="cpu")
     far = w.clone()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import wcompress
 from tests.test_refine import Toy, trained
 from wcompress.cli import run
-from wcompress.codec import reading
+from wcompress.codec import verifying
 from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control import search as vae_search
 from wcompress.errors import OptionError, TargetUnreachable
@@ -136,7 +136,7 @@ TENSORS = {
 @pytest.mark.parametrize("kind", TENSORS)
 def test_bits_are_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, large: bool) -> None:
     if large:
-        monkeypatch.setattr(vae_search, "_SMALL_MODEL", 0)
+        monkeypatch.setattr(vae_search, "FIRST_CONTEXT_EFFORT", 10)
     source = {"first": normal(50, 60, seed=9), "w": TENSORS[kind](), "last": normal(30, 64, seed=8)}
     without = {name: tensor for name, tensor in source.items() if name != "w"}
     for bits in (1.5, 4.0, 6.5, 8.0):
@@ -329,7 +329,7 @@ def test_only_a_rounded_tensor_passes_for_one(tmp_path: Path, monkeypatch: pytes
     source = {"w": normal(64, 64)}
     wcompress.pack(source, tmp_path / "m.wcz", tensor={"w": "fp16"}, **FAST)
     other = {"w": normal(64, 64).bfloat16().float()}
-    monkeypatch.setattr(reading, "_SQNR_TOLERANCE_DB", math.inf)
+    monkeypatch.setattr(verifying, "_SQNR_TOLERANCE_DB", math.inf)
     assert any("is not that of the model" in error for error in wcompress.verify(tmp_path / "m.wcz", other).errors)
 
 

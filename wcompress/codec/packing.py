@@ -248,7 +248,15 @@ class _AtOnce:
             sections = writer.finish(digest)
         encoded = self.encoded
         return Written(
-            self.manifest, digest, sections, self.figures, encoded.floors, encoded.warnings, self.seconds, self.restored
+            self.manifest,
+            digest,
+            sections,
+            self.figures,
+            encoded.floors,
+            encoded.warnings,
+            self.seconds,
+            self.restored,
+            encoded.choices,
         )
 
 

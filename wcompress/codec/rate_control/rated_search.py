@@ -108,7 +108,10 @@ class RatedSearch(VaeSearch):
             for _ in range(_LAST_ROUNDS):
                 if self.was_cut or self.deadline.passed or not self._adjust(rates, solution):
                     break
-                solution = Bisection(self, target, solution.step, start, 1).run(self._progress)
+                try:
+                    solution = Bisection(self, target, solution.step, start, 1).run(self._progress)
+                except TargetUnreachable:
+                    break  # what was found before meets the target
                 solution = self._repaired(solution, target, self._progress)
                 tried.append((*self._quality(rates, solution, target), solution))
             distance, _, best = min(tried, key=lambda one: (max(one[0], _NEAR), one[1]))

@@ -35,6 +35,9 @@ from wcompress.progress import Progress, part
 
 Weights = npt.NDArray[np.floating]
 
+FIRST_CONTEXT_EFFORT = 2
+"""The least effort at which symbols are coded under the context model, not under class tables."""
+
 # Of the progress: what a search with few states takes before one with many.
 _FEW_STATES_SHARE = 0.75
 _MOST_ASIDE = 1e-2  # of all weights
@@ -94,7 +97,7 @@ class VaeSearch:
         arrays = [computable(tensor).numpy() for tensor in coded.values()]
         layouts = tuple(choose_layout(array, block_size // latent_dim) for array in arrays)
         n_weights = sum(array.size for array in arrays)
-        by_context = effort > 1
+        by_context = effort >= FIRST_CONTEXT_EFFORT
         unit_blocks = CONTEXT_UNIT_BLOCKS if by_context else UNIT_BLOCKS
         self.sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, unit_blocks)
         self.fine = fine
