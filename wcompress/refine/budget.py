@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wcompress.refine.inputs import call, tensors_of
 from wcompress.tasks.protocol import Batch
 
-_MOST_STEPS = {1: 300, 2: 1000, 3: 3000, 4: 8000, 5: 30000, 6: 60000, 7: 120000, 8: 240000, 9: 480000}
+_MOST_STEPS = {1: 300, 2: 1000, 3: 3000, 4: 10000, 5: 45000, 6: 90000, 7: 150000, 8: 240000, 9: 480000}
 _LEAST_SHARE = 40
 """However dear a step is, there are at least the most steps divided by this."""
 _WORK = {1: 1e12, 2: 2.5e12, 3: 7.5e12, 4: 14e12, 5: 30e12, 6: 60e12, 7: 120e12, 8: 240e12, 9: 480e12}

@@ -46,8 +46,9 @@ _PULL = 10.0
 """Where few inputs cannot be deformed as images are; a deformed image says enough, and a pull only costs bits."""
 _FEW_STRENGTH = 0.6
 """λ at first where inputs are few: what goes too early for want of inputs does not come back."""
-_PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 1.0, "clip": 2.0}
-"""For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode."""
+_PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 0.65, "clip": 2.0}
+"""For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode; what goes
+too early does not come back."""
 _MEASURING_EFFORT = 2
 _DATA_FREE_RATIO = 60.0
 _DATA_FREE_BITS = (0.35, 8.0)
