@@ -291,6 +291,26 @@ def _real_models(results: Results) -> str:
     return markdown_table(heading, rows)
 
 
+def _scale(results: Results) -> str:
+    heading = ["model", "options", "bytes", "bits", "SQNR", "above R(D)", "pack", "memory", "unpack", "memory"]
+    rows = [
+        [
+            row["model"],
+            row["options"],
+            f"{row['n_bytes']:,} B",
+            f"{row['bits_per_param']:.3f}",
+            f"{row['sqnr_db']:.2f} dB",
+            "–" if row["bits_above_rd"] is None else f"{row['bits_above_rd']:.3f} bits",
+            f"{row['pack_s']:.0f} s ({row['pack_cpu_s']:.0f} s of CPU)",
+            f"{row['pack_peak_mb']:.0f} MB",
+            f"{row['unpack_s']:.1f} s",
+            f"{row['unpack_peak_mb']:.0f} MB",
+        ]
+        for row in results["scale"]["rows"]
+    ]
+    return markdown_table(heading, rows)
+
+
 def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """By model, whatever the order they were measured in; otherwise as they are."""
     return sorted(rows, key=lambda row: _ORDER.index(row["model"]))
@@ -312,6 +332,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "ablation": (_ablation, ("ablation",)),
     "floors": (_floors, ("floors",)),
     "real-models": (_real_models, ("real_models",)),
+    "scale": (_scale, ("scale",)),
     "refine": (_refine, ("refine",)),
     "literature": (_literature, ()),
     "refine-few": (_refine_few, ("refine_few",)),

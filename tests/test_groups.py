@@ -19,7 +19,7 @@ from wcompress.codec.container import groups
 from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
 from wcompress.codec.options import PackOptions
 from wcompress.codec.storage.dtypes import tensor_bytes
-from wcompress.errors import ArchiveError, ChecksumMismatch
+from wcompress.errors import ArchiveError, ChecksumMismatch, TargetUnreachable
 from wcompress.fidelity import same_bits
 
 Tensors = dict[str, torch.Tensor]
@@ -124,6 +124,38 @@ def test_targets_are_met_from_the_safe_side(tmp_path: Path, effort: int, target:
     else:
         assert result.sqnr_db is not None
         assert target["sqnr"] <= result.sqnr_db <= target["sqnr"] + 0.2
+
+
+KINDS: dict[str, Tensors] = {
+    "whole numbers": {"a": torch.arange(60_000), "b": torch.ones(3000, dtype=torch.bool)},
+    "zeros": {"w": torch.zeros(200, 100), "v": torch.randn(100, 100)},
+    "nothing but NaN": {"w": torch.full((200, 100), float("nan")), "v": torch.randn(100, 100)},
+    "single rows": {"w": torch.randn(1, 30_000), "v": torch.randn(3, 10_000)},
+    "extreme": {"w": torch.randn(100, 200).double() * 1e200, "v": torch.randn(100, 100).double() * 1e-200},
+    "complex": {"w": torch.randn(100, 200, dtype=torch.complex64), "v": torch.randn(100, 100)},
+    "eight bits": {"w": torch.randn(100, 200).to(torch.float8_e4m3fn), "v": torch.randn(100, 100).bfloat16()},
+    "rows of many scales, before a norm": {
+        "c.weight": torch.randn(64, 32, 3, 3) * torch.logspace(-2, 1, 64)[:, None, None, None],
+        "bn.weight": torch.rand(64),
+        "bn.running_var": torch.rand(64),
+    },
+}
+
+
+@pytest.mark.parametrize("target", [{}, {"ratio": 4.0}, {"sqnr": 20.0}, {"method": "paper"}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_every_kind(tmp_path: Path, kind: str, target: dict[str, Any]) -> None:
+    path = tmp_path / "m.wcz"
+    if "ratio" in target and kind in ("extreme", "complex"):
+        with pytest.raises(TargetUnreachable, match="ratio of 4: what is kept exactly comes to a ratio of"):
+            pack(path, KINDS[kind], **target)
+        assert not list(tmp_path.iterdir())
+        return
+    result = pack(path, KINDS[kind], **target)
+    assert wcompress.verify(path, KINDS[kind]).ok
+    if result.sqnr_db is not None and "ratio" in target:
+        assert result.ratio >= 4
+        assert result.ratio <= 4.08 or result.sqnr_db > 72  # finer steps there are none
 
 
 @pytest.mark.parametrize("method", ["vae", "lossless"])

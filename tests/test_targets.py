@@ -91,7 +91,7 @@ def test_large_models_with_scales_by_row_meet_their_bits(
     monkeypatch.setattr(groups, "GROUP_SIZE", 110_000)
     scales = torch.logspace(-3, 0, 2000)[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
     model = {"w": normal(2000, 64) * scales[:, None], "v": normal(300, 300)}
-    for effort in (1, 2):
+    for effort in (1, 2) if bits < 3 else (1,):
         result = wcompress.pack(
             model, tmp_path / "m.wcz", bits_per_weight=bits, effort=effort, force=True, device="cpu"
         )

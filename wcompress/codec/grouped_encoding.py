@@ -33,6 +33,7 @@ from wcompress.codec.storage.exact import encode_raw
 from wcompress.codec.storage.exceptions import encode_exceptions
 from wcompress.codec.tensor_rules import Chosen
 from wcompress.deadline import Deadline
+from wcompress.errors import TargetUnreachable
 from wcompress.fidelity import computable, energy
 from wcompress.progress import Progress
 
@@ -87,7 +88,16 @@ class GroupedEncoding:
         budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
         if budget is not None:
             beside = len(self._raw_bytes(plan)) + 2 * sum(tensor.numel() for tensor in plan.fine.values())
-            target = Target(n_bytes=max(1, budget - beside))
+            if budget <= beside:
+                nearest = options.size_in_words(beside, checkpoint.original_bytes, checkpoint.n_params)
+                raise TargetUnreachable(
+                    f"{options.size_wanted}: what is kept exactly comes to {nearest} alone; ask for a larger archive"
+                )
+            target = Target(
+                n_bytes=budget - beside,
+                wanted=options.size_wanted,
+                in_words=lambda n: options.size_in_words(n + beside, checkpoint.original_bytes, checkpoint.n_params),
+            )
         exact = plan.exact_energy() if by_sqnr else 0.0
         self._rate = sampled_rate(
             plan.to_code,
@@ -183,6 +193,8 @@ class GroupedEncoding:
             if _LEAST_OF_BYTES * budget <= n_bytes <= budget:
                 return False
             n_weights = sum(tensor.numel() for tensor in self._plan.coded.values())
+            if n_bytes < budget and rate.is_finest:
+                return False  # more bytes buy nothing
             missing, slope = 8 * (n_bytes - _AIMED_OF_BYTES * budget) / n_weights, 1.0
         elif options.sqnr is not None and sqnr_db is not None:
             if 0 <= sqnr_db - self._wanted_db <= SQNR_TOLERANCE_DB:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -15,6 +16,7 @@ class Rate:
         unit_noise: mean squared error of a weight whose scale is 1.
         mean_square: of the model's weights; None where each tensor's error counts relative to its own.
         has_prior: whether a prior paid in the sample.
+        finest: the least step that makes sense.
     """
 
     step: float
@@ -22,9 +24,17 @@ class Rate:
     unit_noise: float
     mean_square: float | None
     has_prior: bool = False
+    finest: float = 0.0
+
+    @property
+    def is_finest(self) -> bool:
+        """Whether there is no finer step."""
+        return self.step <= self.finest
 
     def moved(self, octaves: float) -> Rate:
-        """The rate with a step that is larger by so many octaves; 6 dB each."""
+        """The rate with a step that is larger by so many octaves, or as fine as steps get; 6 dB each."""
+        if self.finest > 0:
+            octaves = max(octaves, math.log2(self.finest / self.step))
         factor = 2.0**octaves
         return replace(
             self,

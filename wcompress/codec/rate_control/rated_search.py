@@ -22,7 +22,7 @@ from wcompress.codec.rate_control.step_search import Bisection, Target
 from wcompress.codec.rate_control.tensor_rates import TensorRates, tensor_bits
 from wcompress.entropy.tables import TableTooWideError
 from wcompress.errors import TargetUnreachable
-from wcompress.fidelity import energy
+from wcompress.fidelity import energy, farthest
 from wcompress.vae.prior import UNITS_PER_CLASS, UNITS_PER_OCTAVE
 
 _QUICK_STATES = 64
@@ -199,7 +199,9 @@ class RatedSearch(VaeSearch):
         """Of each tensor the step beyond which symbols are larger than a search tries."""
         weights, machine = self._encoder.weights, self._encoder.config.machine
         units = {i: rates.step(i) / self._scaled_at for i in self._rated}
-        return {i: _QUARTER * units[i] * finest_step(weights[self.model.spans[i]], machine) for i in self._rated}
+        return {
+            i: _QUARTER * units[i] * finest_step(farthest(weights[self.model.spans[i]]), machine) for i in self._rated
+        }
 
     def _scale_at(self, step: float) -> None:
         """Let the tensors have their steps beside this one."""
@@ -241,7 +243,7 @@ class RatedSearch(VaeSearch):
         if self._rates is None:
             return super().finest_step()
         weights, machine = self._encoder.weights, self._encoder.config.machine
-        return max((finest_step(weights[self.model.spans[i]], machine) for i in self._free), default=0.0)
+        return max((finest_step(farthest(weights[self.model.spans[i]]), machine) for i in self._free), default=0.0)
 
     def _guess(self, target: Target) -> float:
         weights = self._encoder.weights

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from wcompress.codec.options import PackOptions
-from wcompress.codec.quantiser.step_scales import FIRST, RUN, OwnScales
+from wcompress.codec.quantiser.step_scales import FIRST, RUN, OwnScales, quarter_octaves
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.search import VaeSearch
+from wcompress.codec.rate_control.solution import finest_step
 from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.codec.rate_control.step_search import Target
-from wcompress.fidelity import computable, energy
+from wcompress.fidelity import computable, energy, farthest
 from wcompress.progress import Progress
 
 SAMPLE_SIZE = 1 << 19
@@ -55,11 +56,13 @@ def sampled_rate(
     sample: dict[str, torch.Tensor] = {}
     rows: list[tuple[int, ...]] = []
     counted: list[tuple[int, ...]] = []
-    whole_energy = sampled_energy = 0.0
+    whole_energy = sampled_energy = largest = 0.0
     for number, (name, tensor) in enumerate(coded.items()):
         axis, chosen = _chosen(tuple(tensor.shape), max(keep, min(1.0, _FEWEST / max(1, tensor.numel()))))
         sample[name] = tensor.index_select(axis, torch.from_numpy(chosen)).contiguous() if tensor.ndim else tensor
-        whole_energy += energy(computable(tensor).reshape(-1).numpy())
+        flat = computable(tensor).reshape(-1).numpy()
+        whole_energy += energy(flat)
+        largest = max(largest, _farthest(tensor, rule.scales.exponents[number]))
         sampled_energy += energy(computable(sample[name]).reshape(-1).numpy())
         for scales, found in ((rule.scales, rows), (rule.counted, counted)):
             if scales is not None:
@@ -83,7 +86,12 @@ def sampled_rate(
         more = sampled_energy / max(1, n_sampled) / mean_square if mean_square else 1.0
         target = Target(sqnr_db=target.sqnr_db + 10 * math.log10(more or 1.0))
     elif target.n_bytes is not None:
-        target = Target(n_bytes=max(1, round(target.n_bytes * n_sampled / n_weights)))
+        share, in_words = n_sampled / n_weights, target.in_words
+        target = Target(
+            n_bytes=max(1, round(target.n_bytes * share)),
+            wanted=target.wanted,
+            in_words=lambda n: in_words(round(n / share)),
+        )
     search = VaeSearch(
         sample,
         {},
@@ -100,7 +108,9 @@ def sampled_rate(
     )
     start = search.run(target)
     # A group is coded in fewer rounds, after which it lies elsewhere on the same curve.
-    rate = Rate(start.step, 0.0, search.unit_noise(start), mean_square, start.model.scales.latents.size > 0)
+    has_prior = start.model.scales.latents.size > 0
+    finest = finest_step(largest, start.machine)
+    rate = Rate(start.step, 0.0, search.unit_noise(start), mean_square, has_prior, finest).moved(0.0)
     solution = search.solved(rate)
     if target.sqnr_db is not None:
         rate = rate.moved((search.sqnr_db(solution) - target.sqnr_db) / 6.02)
@@ -110,6 +120,16 @@ def sampled_rate(
         rate = rate.moved(8 * (search.n_bytes(solution) - target.n_bytes) / n_sampled)
         sqnr_db = search.sqnr_db(solution)
     return replace(rate, sqnr_db=sqnr_db - (10 * math.log10(more or 1.0) if mean_square else 0.0))
+
+
+def _farthest(tensor: torch.Tensor, exponents: tuple[int, ...]) -> float:
+    # The largest magnitude in its own scale; exponents are the tensor's, or one for each index of its first dimension.
+    if len(exponents) == 1 or not tensor.numel():
+        return farthest(computable(tensor).reshape(-1).numpy()) / quarter_octaves(exponents[0])
+    rows = computable(tensor).reshape(len(exponents), -1)
+    low, high = rows.aminmax(dim=1)
+    sizes: list[float] = torch.maximum(high, -low).tolist()
+    return max(size / quarter_octaves(exponent) for size, exponent in zip(sizes, exponents, strict=True))
 
 
 def _chosen(shape: tuple[int, ...], keep: float) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:

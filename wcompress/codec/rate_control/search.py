@@ -30,7 +30,7 @@ from wcompress.codec.storage.near_exact import encode_fine
 from wcompress.deadline import Deadline
 from wcompress.entropy.tables import TableTooWideError
 from wcompress.errors import TargetUnreachable
-from wcompress.fidelity import computable, energy
+from wcompress.fidelity import computable, energy, farthest
 from wcompress.progress import Progress, part
 
 Weights = npt.NDArray[np.floating]
@@ -382,7 +382,7 @@ class VaeSearch:
 
     def finest_step(self) -> float:
         """The least step that makes sense."""
-        return finest_step(self._encoder.weights, self._encoder.config.machine)
+        return finest_step(farthest(self._encoder.weights), self._encoder.config.machine)
 
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step`."""

@@ -117,9 +117,9 @@ class InSteps:
         return int(min(farthest(self.weights) / self.step / machine.spacing + 2, _MAX_SYMBOL))
 
 
-def finest_step(weights: npt.NDArray[np.floating], machine: Trellis) -> float:
-    """The least step at which no weight's symbol is beyond what a search tries; 0 where all are 0."""
-    return farthest(weights) / (machine.spacing * (_MAX_SYMBOL - 2))
+def finest_step(largest: float, machine: Trellis) -> float:
+    """The least step at which no symbol of weights up to `largest` is beyond what a search tries; 0 where all are 0."""
+    return largest / (machine.spacing * (_MAX_SYMBOL - 2))
 
 
 @dataclass(frozen=True)
