@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import slabs
 from wcompress.codec.container.manifest import Manifest, TensorEntry
 from wcompress.codec.digest import TensorsDigest
+from wcompress.codec.encoding import Encoded
 from wcompress.codec.grouped_encoding import GroupedEncoding
 from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control.floors import Floors
@@ -20,10 +22,13 @@ from wcompress.codec.restoring import restore_group
 from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.dtypes import empty
 from wcompress.fidelity import Comparison, ErrorFigures
-from wcompress.progress import Progress, part
+from wcompress.progress import Progress
+from wcompress.threads import in_threads, n_work_threads
 
 CHECKING = "checking what the archive restores to"
 _STAGE = "group {} of {}"
+_PROGRESS_PARTS = 1000
+_MOST_TOGETHER = 4  # groups in memory
 
 
 @dataclass(frozen=True)
@@ -99,20 +104,15 @@ def _one_pass(
     spent = {"encode": 0.0, "check": 0.0}
     n_done, n_all = 0, sum(entry.numel for entry in entries if entry.kind != "tie")
     with ArchiveWriter(path, 6) as writer:
-        for number, parts in enumerate(groups):
+        for number, (encoded, tensors) in _encoded(encoding, spent):
             start = time.perf_counter()
-            of_group = slabs(entries, parts)
-            n_here = sum(slab.entry.numel for slab in of_group)
-            stage = _STAGE.format(number + 1, len(groups))
-            encoded = encoding.encode(number, part(progress, n_done / n_all, (n_done + n_here) / n_all, stage))
-            n_done += n_here
+            of_group = slabs(entries, groups[number])
+            n_done += sum(slab.entry.numel for slab in of_group)
             n_latents += encoded.n_latents
             padding += encoded.padding
             for name, payload in encoded.payloads[0].items():
                 if payload:
                     writer.add(name, payload, number)
-            done = time.perf_counter()
-            tensors = restore_group(encoded)
             for slab in of_group:
                 name, tensor = slab.entry.name, tensors[slab.entry.name]
                 original = checkpoint.tensors[name]
@@ -122,8 +122,10 @@ def _one_pass(
                     some = original[slab.part.start : slab.part.stop]
                     comparison.add(name, some, tensor, slab_of=tuple(original.shape))
                 restored.add(slab.part.index, slab.part.start, tensor)
-            spent["encode"] += done - start
-            spent["check"] += time.perf_counter() - done
+            spent["check"] += time.perf_counter() - start
+            if progress is not None:
+                stage = _STAGE.format(number + 1, len(groups))
+                progress(round(_PROGRESS_PARTS * n_done / max(n_all, 1)), _PROGRESS_PARTS, {"stage": stage})
         restored.finish()
         for name, owner in checkpoint.ties.items():
             comparison.tie(name, owner)
@@ -153,6 +155,25 @@ def _one_pass(
         restored.named(),
         encoding.choices,
     )
+
+
+def _encoded(
+    encoding: GroupedEncoding, spent: dict[str, float]
+) -> Iterator[tuple[int, tuple[Encoded, dict[str, torch.Tensor]]]]:
+    """Each group, encoded and restored again; as many at once as there are threads, four at most."""
+
+    def one(number: int) -> tuple[Encoded, dict[str, torch.Tensor]]:
+        encoded = encoding.encode(number, None)
+        return encoded, restore_group(encoded)
+
+    numbers = range(len(encoding.groups))
+    n_together = min(n_work_threads(), _MOST_TOGETHER)
+    for first in range(0, len(numbers), n_together):
+        some = numbers[first : first + n_together]
+        start = time.perf_counter()
+        found = in_threads(one, some)
+        spent["encode"] += time.perf_counter() - start
+        yield from zip(some, found, strict=True)
 
 
 class _Restored:

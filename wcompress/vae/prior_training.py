@@ -12,6 +12,7 @@ Inference…", 2024.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,9 @@ from wcompress.vae.prior import (
 
 _MAX_BATCH_BLOCKS = 256
 _LATENT_RANGE = 16
+
+_global_generator = threading.Lock()
+"""Of torch's, from which layers draw their first weights; groups of a model may train at the same time."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def train_prior(
     """
     device = torch.device(config.device)
     generator = torch.Generator(device=device).manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):
+    with _global_generator, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         prior = _Prior(config.n_hidden).to(device)
     everything = torch.from_numpy(features - bases / UNITS_PER_OCTAVE).float().to(device)
