@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -72,6 +73,7 @@ class GroupedEncoding:
         self.entries, self.groups = plan.entries, grouped(plan.entries)
         self._chosen = plan.chosen or Chosen()
         self._raw_sizes: dict[str, int] = {}
+        self._lock = threading.Lock()  # groups may be encoded at the same time
         self._deadline = Deadline(options.time_limit)
         self._numbers = {name: number for number, name in enumerate(plan.coded)}
         self._n_passes, self._was_cut, self._lacks = 0, False, False
@@ -117,8 +119,9 @@ class GroupedEncoding:
 
     def _raw_bytes(self, plan: Plan) -> bytes:
         parts = {name: encode_raw([t], stored=name in self._chosen.stored) for name, t in plan.raw.items()}
-        for name, part in parts.items():
-            self._raw_sizes[name] = self._raw_sizes.get(name, 0) + len(part)
+        with self._lock:
+            for name, part in parts.items():
+                self._raw_sizes[name] = self._raw_sizes.get(name, 0) + len(part)
         return b"".join(parts.values())
 
     @property
