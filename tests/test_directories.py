@@ -138,6 +138,18 @@ def test_lossless_folders_restore_every_bit(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], tensors_of(2)[name]) for name in first)
 
 
+@pytest.mark.parametrize("method", ["vae", "lossless"])
+def test_a_rule_may_be_for_one_shard(tmp_path: Path, method: str) -> None:
+    folder = deep_model(tmp_path / "deep", 4, 2)
+    wcompress.pack(folder, tmp_path / "m.wcz", effort=1, method=method, tensor={r"^1\.weight$": "keep"})
+    original = read_checkpoint(folder / "model.safetensors.index.json").tensors
+    restored = wcompress.load(tmp_path / "m.wcz")
+    assert torch.equal(restored["1.weight"], original["1.weight"])
+    assert torch.equal(restored["0.weight"], original["0.weight"]) == (method == "lossless")
+    with pytest.raises(OptionError, match="matches no tensor name"):
+        wcompress.pack(folder, tmp_path / "n.wcz", effort=1, method=method, tensor={"nothing": "keep"})
+
+
 def test_one_tensor_is_read_from_its_own_archive_only(packed: Path) -> None:
     first, second = (packed / shard.archive for shard in read_index(packed).shards)
     second.unlink()

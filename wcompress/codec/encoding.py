@@ -126,7 +126,7 @@ def encode(
 
 def planned(checkpoint: Checkpoint, options: PackOptions, whole: Tensors) -> Plan:
     """How each tensor of a model is kept."""
-    chosen = choose(options.rules, checkpoint.tensors, checkpoint.ties, options.method)
+    chosen = choose(options.rules, checkpoint.tensors, checkpoint.ties, options.method, whole)
     return plan_tensors(
         checkpoint,
         options.method,

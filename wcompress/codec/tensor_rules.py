@@ -160,7 +160,11 @@ class Chosen:
 
 
 def choose(
-    rules: tuple[TensorRule, ...], tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str], method: str
+    rules: tuple[TensorRule, ...],
+    tensors: Mapping[str, torch.Tensor],
+    ties: Mapping[str, str],
+    method: str,
+    whole: Mapping[str, torch.Tensor] | None = None,
 ) -> Chosen:
     """Apply rules to a model.
 
@@ -172,6 +176,7 @@ def choose(
         tensors: the model, in order, contiguous CPU tensors.
         ties: later name → earlier name of tensors that are the same.
         method: one that takes all of the rules, see `check_method`.
+        whole: the tensors of the whole model by name, where `tensors` is a shard of it; a rule may be for other shards.
 
     Raises:
         OptionError: a rule matches no tensor, or none that it can apply to.
@@ -185,9 +190,11 @@ def choose(
             matched[rule].append(name)
         if fitting:
             found.setdefault(str(fitting[0]), []).append(name)
+    elsewhere = [name for name in whole or () if name not in tensors]
+    for_others = {rule for rule in rules if any(re.search(rule.pattern, name) for name in elsewhere)}
     for rule, names in matched.items():
-        if not names:
-            raise OptionError(_unmatched(rule, tensors, ties))
+        if not names and rule not in for_others:
+            raise OptionError(_unmatched(rule, whole or tensors, ties))
     choices: dict[str, TensorChoice] = {}
     chosen = Chosen()
     warnings: list[str] = []
@@ -212,7 +219,7 @@ def choose(
                     chosen.rounded[name] = as_float16(tensor)
             choices[name] = TensorChoice(name, str(rule), rule.choice, kind)
         n_left = sum(map(len, left.values()))
-        if n_left and n_left == len(matched[rule]):
+        if n_left and n_left == len(matched[rule]) and rule not in for_others:
             why, names = next(iter(left.items()))
             raise OptionError(f"tensor '{rule}': {_listed(names)} {why}; choose lossless or keep")
         warnings += [
@@ -260,7 +267,7 @@ def _is_smaller_exact(tensor: torch.Tensor, bits: float) -> bool:
 
 def _unmatched(rule: TensorRule, tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> str:
     tied = [name for name in tensors if re.search(rule.pattern, name)]
-    if tied:
+    if tied and tied[0] in ties:
         return f"tensor '{rule}': {tied[0]!r} is another name of {ties[tied[0]]!r}; give the rule for that name"
     names = near(rule.pattern, tensors)
     if not names:

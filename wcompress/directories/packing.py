@@ -186,7 +186,8 @@ def _planned(
     if most_bytes is not None:
         options = _for_each_shard(options, most_bytes, _other_bytes(index))
     options = replace(options, device=resolve_device(options.device))
-    whole = headers.tensors if len(shards) > 1 and options.method == "vae" else None
+    shared = options.method == "vae" or bool(options.rules)
+    whole = headers.tensors if len(shards) > 1 and shared else None
     of_options = fingerprint(options, whole)
     index = replace(index, shards=tuple(replace(shard, options=of_options) for shard in shards))
     plan = Plan(index, os.fspath(source.folder), n_parts, most_bytes, source.left_out, source.warnings)
