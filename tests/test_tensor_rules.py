@@ -155,7 +155,7 @@ def test_bits_are_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 
 
 @settings(max_examples=10, phases=NO_SHRINKING)
-@given(bits=st.floats(0.8, 9), other=st.floats(0.8, 9), sqnr=st.floats(5, 40))
+@given(bits=st.floats(0.8, 9), other=st.floats(0.8, 9), sqnr=st.floats(5, 30))
 def test_bits_of_any_number_are_met(
     tmp_path_factory: pytest.TempPathFactory, bits: float, other: float, sqnr: float
 ) -> None:
@@ -168,7 +168,7 @@ def test_bits_of_any_number_are_met(
     assert result.sqnr_db is not None
     free = tensor_db(source["b"], wcompress.load(path)["b"])
     assert free == pytest.approx(22.0, abs=0.3)  # the default is that of the others
-    # Nearly all of the energy is b's, so that any SQNR can be met.
+    # Nearly all of the energy is b's: at 0.8 bits the error of a alone comes to 35 dB.
     pooled = wcompress.pack(source, path, tensor={"a": bits, "c": other}, sqnr=sqnr, **FAST)
     assert pooled.sqnr_db is not None
     assert sqnr <= pooled.sqnr_db <= sqnr + 0.2
