@@ -208,9 +208,9 @@ def test_floors_hold_beside_any_target(
     assert result.sqnr_db is None or result.sqnr_db >= sqnr
     floors = Floors.at(sqnr)
     for name, tensor in model.items():
-        assert tensor_db(tensor, restored[name]) >= floors.tensor_db - 0.01
+        assert tensor_db(tensor, restored[name]) >= floors.tensor_db - 0.05
         if tensor.numel() >= 8 * tensor.shape[0]:
-            assert least_db(tensor, restored[name], 0) >= floors.row_db - 0.01
+            assert least_db(tensor, restored[name], 0) >= floors.row_db - 0.05
 
 
 def test_the_worst_is_told(tmp_path: Path) -> None:
