@@ -150,11 +150,9 @@ class Comparison:
     """Error figures of tensors that are measured one by one, or slab by slab."""
 
     def __init__(self) -> None:
-        self._signal = self._noise = 0.0
         self._largest: float | None = None
         self._lossless = True
         self._tensors: dict[str, list[_Sums]] = {}
-        self._pooled: dict[str, tuple[float, float]] = {}
 
     def add(
         self, name: str, tensor: torch.Tensor, other: torch.Tensor, *, slab_of: tuple[int, ...] | None = None
@@ -172,30 +170,20 @@ class Comparison:
             return
         shape = slab_of or tuple(tensor.shape)
         rows = _rows(tensor, other, same)
-        self._tensors.setdefault(name, []).append(
-            rows.sums(len(shape) > 1 and math.prod(shape) >= LEAST_ROW * shape[0])
-        )
+        has_rows = len(shape) > 1 and math.prod(shape) >= LEAST_ROW * shape[0]
+        self._tensors.setdefault(name, []).append(rows.sums(has_rows, is_pooled=len(shape) > 1))
         if rows.largest is not None:
             self._largest = max(self._largest or 0.0, rows.largest)
-        if len(shape) >= 2:
-            signal, noise = float(rows.signal.sum()), float(rows.noise.sum())
-            before = self._pooled.get(name, (0.0, 0.0))
-            self._pooled[name] = before[0] + signal, before[1] + noise
-            self._signal += signal
-            self._noise += noise
 
     def tie(self, name: str, owner: str) -> None:
         """Counts a tensor again under another name."""
-        sums = self._tensors.get(owner)
-        if sums is not None:
-            self._tensors[name] = sums
-            signal, noise = self._pooled.get(owner, (0.0, 0.0))
-            self._signal += signal
-            self._noise += noise
+        if owner in self._tensors:
+            self._tensors[name] = self._tensors[owner]
 
     def figures(self) -> ErrorFigures:
         """Of everything that was added."""
-        signal, noise = self._signal, self._noise
+        pooled = [sums for parts in self._tensors.values() for sums in parts if sums.is_pooled]
+        signal, noise = sum(sums.signal for sums in pooled), sum(sums.noise for sums in pooled)
         measurable = math.isfinite(signal) and math.isfinite(noise) and signal > 0 and noise > 0
         largest = self._largest if self._largest is not None and math.isfinite(self._largest) else None
         tensors = {name: _error(sums) for name, sums in self._tensors.items()}
@@ -204,10 +192,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Sums:
-    # Energies of weights and of errors; the least ratio of the two in a row, None where no row has errors.
+    # Energies of weights and of errors; the least ratio of the two in a row, None where no row has errors; whether
+    # they count in the pooled SQNR.
     signal: float
     noise: float
     poorest: float | None
+    is_pooled: bool
 
 
 def _error(parts: list[_Sums]) -> TensorError:
@@ -226,10 +216,10 @@ class _Rows:
     noise: npt.NDArray[np.float64]
     largest: float | None
 
-    def sums(self, has_rows: bool) -> _Sums:
+    def sums(self, has_rows: bool, *, is_pooled: bool) -> _Sums:
         some = (self.signal > 0) & (self.noise > 0)
         poorest = float((self.signal[some] / self.noise[some]).min()) if has_rows and some.any() else None
-        return _Sums(float(self.signal.sum()), float(self.noise.sum()), poorest)
+        return _Sums(float(self.signal.sum()), float(self.noise.sum()), poorest, is_pooled)
 
 
 def _rows(tensor: torch.Tensor, other: torch.Tensor, same: bool) -> _Rows:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
+from wcompress.codec.container.manifest import Manifest, TensorEntry
 from wcompress.codec.methods.lossless import encode_lossless
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan, plan_tensors
@@ -43,8 +43,6 @@ SQNR_TOLERANCE_DB = 0.15
 _EPOCHS_PER_EFFORT = 100  # effort 5, the default, is the paper's limit of 500
 
 Tensors = Mapping[str, torch.Tensor]
-Payloads = Mapping[str, bytes]
-"""Sections of a group by name, without the manifest."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Encoded:
 
     Attributes:
         entries: how each tensor is kept.
-        payloads: of each group.
+        payloads: sections by name, without the manifest.
         padding: zeros at the end of the last block.
         n_latents: numbers in all latents.
         history: of the paper's VAE.
@@ -61,12 +59,11 @@ class Encoded:
         refined: the values were trained, and need not be near the model's.
         floors: that hold for every tensor and row; None where there are none.
         warnings: one line each.
-        groups: the parts that each group holds; empty where all is one group.
         choices: the tensors for which a rule chose.
     """
 
     entries: tuple[TensorEntry, ...]
-    payloads: tuple[Payloads, ...]
+    payloads: Mapping[str, bytes]
     padding: int = 0
     n_latents: int = 0
     history: TrainingHistory | None = field(default=None, repr=False)
@@ -74,7 +71,6 @@ class Encoded:
     refined: bool = False
     floors: Floors | None = None
     warnings: tuple[str, ...] = ()
-    groups: tuple[tuple[Part, ...], ...] = ()
     choices: tuple[TensorChoice, ...] = ()
 
     def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None, worst: Worst | None = None) -> Manifest:
@@ -95,7 +91,6 @@ class Encoded:
             metadata=dict(checkpoint.metadata),
             refined=self.refined,
             worst=worst,
-            groups=self.groups,
         )
 
 
@@ -146,12 +141,12 @@ def encode_plan(
     if options.method == "paper":
         encoded = _paper(plan, options, device, progress)
     elif options.method == "lossless":
-        encoded = Encoded(plan.entries, (lossless_payloads(plan),))
+        encoded = Encoded(plan.entries, lossless_payloads(plan))
     else:
         encoded = _vae(checkpoint, whole, plan, options, device, progress, len(raw), chosen.rates, bits)
     return replace(
         encoded,
-        payloads=({**encoded.payloads[0], "raw": raw},),
+        payloads={**encoded.payloads, "raw": raw},
         method=options.method,
         warnings=(*chosen.warnings, *chosen.missed(bits), *encoded.warnings),
         choices=chosen.with_bits(bits),
@@ -189,7 +184,7 @@ def _paper(
     )
     paper = encode_paper(plan.coded, options.block_size, config, part(progress, 0.0, 1.0, "training the VAE"))
     payloads = {"decoder": paper.decoder, "latents": paper.latents, "scales": paper.scales}
-    return Encoded(plan.entries, (payloads,), paper.padding, paper.n_latents, paper.history)
+    return Encoded(plan.entries, payloads, paper.padding, paper.n_latents, paper.history)
 
 
 def _vae(
@@ -208,7 +203,7 @@ def _vae(
     padding = -sum(tensor.numel() for tensor in coded.values()) % options.block_size
 
     def other_bytes(solution: Solution, sqnr_db: float) -> list[int]:
-        about = Encoded(plan.entries, (), padding, solution.model.scales.latents.size)
+        about = Encoded(plan.entries, {}, padding, solution.model.scales.latents.size)
         # What the manifest will record is not known yet; nothing takes more digits.
         last = plan.entries[-1].name
         worst = Worst(last, -100.1, -100.2, last)
@@ -257,7 +252,7 @@ def _vae(
     payloads = {**search.sections(solution), "exceptions": exceptions}
     lacks = floors is not None and not search.keeps_floors(solution)
     warnings = (*((LACKING,) if lacks else ()), *cut_warning(search.was_cut, options))
-    return Encoded(plan.entries, (payloads,), padding, n_latents, floors=floors, warnings=warnings)
+    return Encoded(plan.entries, payloads, padding, n_latents, floors=floors, warnings=warnings)
 
 
 LACKING = "not every tensor, row and channel keeps its floor; ask for more bits, or use `--method lossless`"

@@ -97,11 +97,11 @@ def encode_given(
     fine_bytes = encode_fine(fine, GIVEN_FINE_SQNR_DB)
     raw = encode_raw(plan.raw.values())
     padding = -sum(a.size for a in arrays) % block_size
-    return Encoded(entries, ({**payloads, "fine": fine_bytes, "raw": raw},), padding, n_latents, refined=True)
+    return Encoded(entries, {**payloads, "fine": fine_bytes, "raw": raw}, padding, n_latents, refined=True)
 
 
 def archive_bytes(checkpoint: Checkpoint, encoded: Encoded) -> int:
     """What the archive of an encoded model takes, every byte, give or take one for its SQNR's digits."""
     manifest = encoded.manifest(checkpoint, sqnr_db=math.pi)
-    sizes = [len(manifest.to_bytes()), *(len(data) for data in encoded.payloads[0].values() if data)]
+    sizes = [len(manifest.to_bytes()), *(len(data) for data in encoded.payloads.values() if data)]
     return sum(sizes) + frame_bytes(sizes)

@@ -12,7 +12,7 @@ import torch
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import slabs
-from wcompress.codec.container.manifest import Manifest, TensorEntry
+from wcompress.codec.container.manifest import GROUPED_VERSION, Manifest, TensorEntry
 from wcompress.codec.digest import TensorsDigest
 from wcompress.codec.encoding import Encoded
 from wcompress.codec.grouped_encoding import GroupedEncoding
@@ -103,14 +103,14 @@ def _one_pass(
     n_latents = padding = 0
     spent = {"encode": 0.0, "check": 0.0}
     n_done, n_all = 0, sum(entry.numel for entry in entries if entry.kind != "tie")
-    with ArchiveWriter(path, 6) as writer:
+    with ArchiveWriter(path, GROUPED_VERSION) as writer:
         for number, (encoded, tensors) in _encoded(encoding, spent):
             start = time.perf_counter()
             of_group = slabs(entries, groups[number])
             n_done += sum(slab.entry.numel for slab in of_group)
             n_latents += encoded.n_latents
             padding += encoded.padding
-            for name, payload in encoded.payloads[0].items():
+            for name, payload in encoded.payloads.items():
                 if payload:
                     writer.add(name, payload, number)
             for slab in of_group:
@@ -163,7 +163,7 @@ def _encoded(
     """Each group, encoded and restored again; as many at once as there are threads, four at most."""
 
     def one(number: int) -> tuple[Encoded, dict[str, torch.Tensor]]:
-        encoded = encoding.encode(number, None)
+        encoded = encoding.encode(number)
         return encoded, restore_group(encoded)
 
     numbers = range(len(encoding.groups))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.container.groups import grouped
+from wcompress.codec.container.manifest import Part
 from wcompress.codec.encoding import (
     LACKING,
     SQNR_TOLERANCE_DB,
@@ -35,7 +35,6 @@ from wcompress.codec.storage.exceptions import encode_exceptions
 from wcompress.codec.tensor_rules import Chosen
 from wcompress.deadline import Deadline
 from wcompress.errors import TargetUnreachable
-from wcompress.fidelity import computable, energy
 from wcompress.progress import Progress
 
 _MOST_PASSES, _LEAST_OF_BYTES, _AIMED_OF_BYTES, _AIMED_DB = 6, 0.98, 0.993, 0.03
@@ -48,6 +47,7 @@ class GroupedEncoding:
 
     Args:
         plan: of the whole model.
+        groups: the parts that each holds.
         checkpoint: the model.
         options: how to pack.
         device: to train on.
@@ -55,7 +55,7 @@ class GroupedEncoding:
         whole: see `encode`.
 
     Attributes:
-        groups: the parts that each holds.
+        groups: as given.
         entries: of all tensors.
         warnings: one line each, once all groups are encoded.
     """
@@ -63,6 +63,7 @@ class GroupedEncoding:
     def __init__(
         self,
         plan: Plan,
+        groups: tuple[tuple[Part, ...], ...],
         checkpoint: Checkpoint,
         options: PackOptions,
         device: str,
@@ -70,11 +71,12 @@ class GroupedEncoding:
         whole: Tensors,
     ) -> None:
         self._plan, self._checkpoint, self._options, self._device = plan, checkpoint, options, device
-        self.entries, self.groups = plan.entries, grouped(plan.entries)
+        self.entries, self.groups = plan.entries, groups
         self._chosen = plan.chosen or Chosen()
         self._raw_sizes: dict[str, int] = {}
         self._lock = threading.Lock()  # groups may be encoded at the same time
         self._deadline = Deadline(options.time_limit)
+        self._n_weights = sum(tensor.numel() for tensor in plan.coded.values())
         self._numbers = {name: number for number, name in enumerate(plan.coded)}
         self._n_passes, self._was_cut, self._lacks = 0, False, False
         self._rule: StepRule | None = None
@@ -103,6 +105,7 @@ class GroupedEncoding:
         exact = plan.exact_energy() if by_sqnr else 0.0
         self._rate = sampled_rate(
             plan.to_code,
+            self._n_weights,
             self._rule,
             target,
             options,
@@ -113,7 +116,7 @@ class GroupedEncoding:
         self._raw_sizes.clear()
         if options.sqnr is not None:
             self._rate = replace(self._rate, sqnr_db=options.sqnr)
-            own = sum(energy(computable(tensor).reshape(-1).numpy()) for tensor in plan.to_code.values())
+            own = (self._rate.mean_square or 0.0) * self._n_weights
             share = exact / own if own else 0.0
             self._wanted_db = options.sqnr + 10 * math.log10((1 + share) / (1 + min(share, MOST_EXACT)))
 
@@ -143,13 +146,13 @@ class GroupedEncoding:
             *cut_warning(self._was_cut, self._options),
         )
 
-    def encode(self, number: int, progress: Progress | None) -> Encoded:
+    def encode(self, number: int) -> Encoded:
         """One group, with entries that have the shapes of its parts."""
         options, parts = self._options, self.groups[number]
         plan = self._plan.of_group(parts)
         raw = self._raw_bytes(plan)
         if options.method == "lossless":
-            return Encoded(plan.entries, ({**lossless_payloads(plan), "raw": raw},), method="lossless")
+            return Encoded(plan.entries, {**lossless_payloads(plan), "raw": raw}, method="lossless")
         coded = [part for part in parts if self.entries[part.index].kind == "coded"]
         which = [(self._numbers[self.entries[p.index].name], slice(p.start, p.stop)) for p in coded]
         if self._rule is None or self._rate is None:
@@ -170,7 +173,6 @@ class GroupedEncoding:
             floors=options.floors,
             rate=rate,
             grouped=True,
-            progress=progress,
         )
         solution = search.run_at(rate)
         self._was_cut = self._was_cut or search.was_cut
@@ -178,7 +180,7 @@ class GroupedEncoding:
         exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
         payloads = {**search.sections(solution), "exceptions": exceptions, "raw": raw}
         padding = -sum(t.numel() for t in plan.coded.values()) % options.block_size
-        return Encoded(plan.entries, (payloads,), padding, solution.model.scales.latents.size)
+        return Encoded(plan.entries, payloads, padding, solution.model.scales.latents.size)
 
     def again(self, sqnr_db: float | None, n_bytes: int) -> bool:
         """Whether another pass is needed, at a rate that is corrected; after all groups were encoded.
@@ -195,10 +197,9 @@ class GroupedEncoding:
         if budget is not None:
             if _LEAST_OF_BYTES * budget <= n_bytes <= budget:
                 return False
-            n_weights = sum(tensor.numel() for tensor in self._plan.coded.values())
             if n_bytes < budget and rate.is_finest:
                 return False  # more bytes buy nothing
-            missing, slope = 8 * (n_bytes - _AIMED_OF_BYTES * budget) / n_weights, 1.0
+            missing, slope = 8 * (n_bytes - _AIMED_OF_BYTES * budget) / self._n_weights, 1.0
         elif options.sqnr is not None and sqnr_db is not None:
             if 0 <= sqnr_db - self._wanted_db <= SQNR_TOLERANCE_DB:
                 return False

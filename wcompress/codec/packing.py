@@ -16,7 +16,7 @@ import torch
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
 from wcompress.codec.container.groups import grouped
-from wcompress.codec.container.manifest import Manifest
+from wcompress.codec.container.manifest import Manifest, Part
 from wcompress.codec.digest import tensors_digest
 from wcompress.codec.encoding import Encoded, Progress, encode_plan, planned
 from wcompress.codec.group_writing import CHECKING, Written, write_groups
@@ -105,8 +105,9 @@ def pack_and_restore(
         encoding = part(progress, 0.0, _ENCODING_SHARE)
         encoded = None if encoder is None else encoder(checkpoint, options, device, encoding)
         plan = planned(checkpoint, options, whole) if encoded is None else None
+        groups = () if plan is None else _groups(plan, options)
         at_once = None
-        if plan is None or not _goes_by_groups(plan, options):
+        if plan is None or not groups:
             at_once = _encode(checkpoint, options, device, progress, encoded or plan, whole)
         if options.dry_run:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
@@ -118,9 +119,9 @@ def pack_and_restore(
         else:
             assert plan is not None
             sampling = part(progress, 0.0, _SAMPLING_SHARE)
-            groups = GroupedEncoding(plan, checkpoint, options, device, sampling, whole)
+            by_groups = GroupedEncoding(plan, groups, checkpoint, options, device, sampling, whole)
             rest = part(progress, _SAMPLING_SHARE, 1.0)
-            written = write_groups(groups, checkpoint, options, path, rest, keep_restored=keep_restored)
+            written = write_groups(by_groups, checkpoint, options, path, rest, keep_restored=keep_restored)
         _check_promises(options, checkpoint, written.n_bytes, written.figures)
     result = PackResult(
         archive=os.fspath(output),
@@ -176,10 +177,10 @@ def pack(
     ]
 
 
-def _goes_by_groups(plan: Plan, options: PackOptions) -> bool:
+def _groups(plan: Plan, options: PackOptions) -> tuple[tuple[Part, ...], ...]:
     # Bits that were chosen for single tensors are met by a search over the whole.
     rated = plan.chosen is not None and plan.chosen.rates
-    return options.method != "paper" and not rated and bool(grouped(plan.entries))
+    return () if options.method == "paper" or rated else grouped(plan.entries)
 
 
 def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes: int, figures: ErrorFigures) -> None:
@@ -242,7 +243,7 @@ class _AtOnce:
         digest = tensors_digest(self.restored)
         with ArchiveWriter(path, self.manifest.version) as writer:
             writer.add("manifest", self.manifest.to_bytes())
-            for name, payload in self.encoded.payloads[0].items():
+            for name, payload in self.encoded.payloads.items():
                 if payload:
                     writer.add(name, payload)
             sections = writer.finish(digest)

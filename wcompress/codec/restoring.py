@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from wcompress.codec.container.groups import places, slabs
-from wcompress.codec.container.manifest import METHOD_VERSIONS, Manifest, TensorEntry
+from wcompress.codec.container.manifest import METHOD_VERSIONS, Manifest, Part, TensorEntry
 from wcompress.codec.methods.lossless import LosslessReader
 from wcompress.codec.methods.paper import PaperReader
 from wcompress.codec.methods.trellis import VaeReader
@@ -58,15 +58,22 @@ class Restorer:
         """
         if not self._manifest.groups:
             return self._group(0).restore([entry.name for entry in entries])
-        wanted: dict[int, list[str]] = {}
-        pieces: dict[str, list[torch.Tensor]] = {entry.name: [] for entry in entries}
+        wanted: dict[int, list[tuple[TensorEntry, Part]]] = {}
         for entry in entries:
-            for number, _ in self._places[self._indices[entry.name]]:
-                wanted.setdefault(number, []).append(entry.name)
+            for number, part in self._places[self._indices[entry.name]]:
+                wanted.setdefault(number, []).append((entry, part))
         tensors: dict[str, torch.Tensor] = {}
         for number in sorted(wanted):
-            for name, part in self._group(number).restore(wanted[number]).items():
-                self._put(tensors, pieces, name, part)
+            found = self._group(number).restore([entry.name for entry, _ in wanted[number]])
+            for entry, part in wanted[number]:
+                tensor = found[entry.name]
+                if part.stop is None:
+                    tensors[entry.name] = tensor
+                    continue
+                # The whole is made once; slabs are written into it as they come.
+                if entry.name not in tensors:
+                    tensors[entry.name] = empty(entry.shape, tensor.dtype)
+                as_bytes(tensors[entry.name][part.start : part.stop]).copy_(as_bytes(tensor))
         return {entry.name: tensors[entry.name] for entry in entries}
 
     def restore_rows(self, entry: TensorEntry, start: int, stop: int | None) -> tuple[torch.Tensor, int]:
@@ -89,20 +96,6 @@ class Restorer:
     def restore_group(self, number: int) -> dict[str, torch.Tensor]:
         """All parts of one group by their tensor's name."""
         return self._group(number).restore(None)
-
-    def _put(
-        self, tensors: dict[str, torch.Tensor], pieces: dict[str, list[torch.Tensor]], name: str, part: torch.Tensor
-    ) -> None:
-        n_parts = len(self._places[self._indices[name]])
-        if n_parts == 1:
-            tensors[name] = part
-            return
-        if not pieces[name]:  # the whole is made once; parts are written into it as they come
-            shape = self._manifest.tensors[self._indices[name]].shape
-            tensors[name] = empty(shape, part.dtype)
-        _, place = self._places[self._indices[name]][len(pieces[name])]
-        as_bytes(tensors[name][place.start : place.stop]).copy_(as_bytes(part))
-        pieces[name].append(part[:0])
 
     def _group(self, number: int) -> GroupRestorer:
         if self._current is None or self._current[0] != number:
@@ -208,7 +201,7 @@ def restore_encoded(checkpoint: Checkpoint, encoded: Encoded) -> dict[str, torch
 
 def restore_group(encoded: Encoded) -> dict[str, torch.Tensor]:
     """The same of a group of a model, without ties."""
-    payloads, version = encoded.payloads[0], METHOD_VERSIONS[encoded.method]
+    payloads, version = encoded.payloads, METHOD_VERSIONS[encoded.method]
     restorer = GroupRestorer(
         encoded.method, encoded.entries, lambda name: payloads.get(name, b""), version, encoded.padding
     )

@@ -28,6 +28,7 @@ _STRIP = 16  # rows or columns that lie together
 
 def sampled_rate(
     coded: Mapping[str, torch.Tensor],
+    n_weights: int,
     rule: StepRule,
     target: Target,
     options: PackOptions,
@@ -40,6 +41,7 @@ def sampled_rate(
 
     Args:
         coded: its tensors for the trellis.
+        n_weights: in all of them.
         rule: how steps follow them.
         target: an SQNR, or bytes of all groups together.
         options: of the search.
@@ -50,8 +52,6 @@ def sampled_rate(
     Raises:
         TargetUnreachable: no step meets it.
     """
-    sizes = {name: tensor.numel() for name, tensor in coded.items()}
-    n_weights = sum(sizes.values())
     keep = min(1.0, SAMPLE_SIZE / n_weights)
     sample: dict[str, torch.Tensor] = {}
     rows: list[tuple[int, ...]] = []
@@ -60,8 +60,7 @@ def sampled_rate(
     for number, (name, tensor) in enumerate(coded.items()):
         axis, chosen = _chosen(tuple(tensor.shape), max(keep, min(1.0, _FEWEST / max(1, tensor.numel()))))
         sample[name] = tensor.index_select(axis, torch.from_numpy(chosen)).contiguous() if tensor.ndim else tensor
-        flat = computable(tensor).reshape(-1).numpy()
-        whole_energy += energy(flat)
+        whole_energy += energy(computable(tensor).reshape(-1).numpy())
         largest = max(largest, _farthest(tensor, rule.scales.exponents[number]))
         sampled_energy += energy(computable(sample[name]).reshape(-1).numpy())
         for scales, found in ((rule.scales, rows), (rule.counted, counted)):

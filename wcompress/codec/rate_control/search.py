@@ -224,20 +224,17 @@ class VaeSearch:
 
     def solved(self, rate: Rate) -> Solution:
         """A solution at a rate, in the rounds that a group is given."""
-        progress = self._progress
         machine = self._encoder.config.machine
         self._encoder.config = replace(self._encoder.config, machine=trellis(min(machine.n_states, _QUICK_STATES)))
-        solution = self._kept_up(self.solve(rate.step, None), progress)
+        solution = self._kept_up(self.solve(rate.step, None))
         if self.deadline.passed:
             self.was_cut = True
             return solution
         solution = self.refit(solution)
-        if progress is not None:
-            progress(700, 1000, {})
         self._encoder.config = replace(self._encoder.config, machine=machine)
-        return self._kept_up(self.solve(rate.step, solution), progress)
+        return self._kept_up(self.solve(rate.step, solution))
 
-    def _kept_up(self, solution: Solution, progress: Progress | None) -> Solution:
+    def _kept_up(self, solution: Solution) -> Solution:
         """A solution at the same step that keeps the floors, as far as finer scales can do that."""
         for _ in range(_MOST_REPAIRS if self._floors else 0):
             lacking = self._lacking(solution)
@@ -245,8 +242,6 @@ class VaeSearch:
                 break
             self._use_scales(lowered(self.own_scales, self.sequencing.shapes, lacking))
             solution = self.solve(solution.step, solution)
-            if progress is not None:
-                progress(300, 1000, {})
         return solution
 
     def _lacking(self, solution: Solution, tolerance_db: float = 0.0) -> list[Shortfalls]:
