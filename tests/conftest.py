@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from wcompress.cli import run
 from wcompress.codec.options import PackOptions
 
 torch.set_num_threads(1)  # the tests' networks are so small that a second thread only waits
@@ -29,6 +31,21 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fi
         monkeypatch.delenv("WCOMPRESS_DATA", raising=False)
     elif not os.environ.get("WCOMPRESS_DATA"):
         pytest.skip("needs real MNIST: set WCOMPRESS_DATA")
+
+
+@pytest.fixture
+def cli(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in an empty folder: its arguments → exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = run([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
 
 
 @pytest.fixture

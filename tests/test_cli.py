@@ -13,23 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from wcompress.cli import run
-
 FAST = ["--effort", "1", "--block-size", "64", "--latent-dim", "4", "--hidden", "16", "--threads", "1"]
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        code = run([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -17,25 +17,13 @@ import pytest
 import torch
 
 import wcompress
-from wcompress.cli import _COMMANDS, run
+from wcompress.cli import _COMMANDS
 from wcompress.cli.verdict import verdict
 from wcompress.codec.results import PackResult, TaskScore
 from wcompress.fidelity import Worst
 
 FAST = ["--effort", "1", "--threads", "1"]
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        code = run([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 import wcompress
 from tests.folders import FAST, LAYOUTS, contents, make_model, tensors_of
 from wcompress.checkpoint import read_checkpoint
-from wcompress.cli import run
 from wcompress.codec.options import PackOptions
 from wcompress.directories import opening
 from wcompress.directories.index import INDEX_NAME, read_index
@@ -36,18 +35,6 @@ from wcompress.errors import (
 )
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        code = run([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -18,12 +18,10 @@ from safetensors.torch import save_file
 
 import wcompress
 from tests.folders import FAST, contents, make_model, tensors_of
-from tests.test_directories import Cli, cli, refusal
+from tests.test_directories import Cli, refusal
 from wcompress.directories import processes, work
 from wcompress.directories.index import read_index
 from wcompress.errors import ArchiveError, OptionError, OutputError, WCompressError
-
-__all__ = ["cli"]  # a fixture
 
 KILLED = """
 import os, signal, sys, wcompress

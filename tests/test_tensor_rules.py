@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import wcompress
 from tests.test_refine import Toy, trained
-from wcompress.cli import run
 from wcompress.codec import verifying
 from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control import search as vae_search
@@ -335,18 +334,6 @@ def test_only_a_rounded_tensor_passes_for_one(tmp_path: Path, monkeypatch: pytes
 
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str | int) -> tuple[int, str, str]:
-        code = run([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_the_command_line(cli: Run, tmp_path: Path) -> None:
