@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from wcompress.checkpoint.messages import (
     usage,
     without_known_warnings,
 )
+from wcompress.checkpoint.pages import MappedPages
 from wcompress.checkpoint.select import Selection, select
 from wcompress.checkpoint.sharing import overlapping
 from wcompress.checkpoint.sniff import Kind, recognise
@@ -58,6 +59,17 @@ class Checkpoint:
     shards: tuple[Path, ...] = ()
     left_out_tensors: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    _mapped: MappedPages = field(default_factory=MappedPages, repr=False)
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Lets go of the memory of a tensor that is mapped from its file; it is read again when it is looked at.
+
+        Args:
+            name: Of the tensor.
+            start, stop: Which indices of its first dimension; all by default.
+        """
+        tensor = self.tensors[name]
+        self._mapped.release(tensor[start:stop] if tensor.ndim and (start or stop is not None) else tensor)
 
     @property
     def n_params(self) -> int:
@@ -124,6 +136,7 @@ def read_checkpoint(
         os.fsencode(inside.name).decode("utf-8", "replace"),
         shown(inside),
         limit=limit_bytes(content.size_bytes),
+        files=(inside, *content.shards),
     )
 
 
@@ -135,7 +148,9 @@ def _file_in(path: Path) -> Path:
         raise usage(CheckpointError(f"{shown(path)}: cannot be read: {condensed(reason)}")) from error
 
 
-def _checkpoint(content: _Source, source: str, where: str, *, limit: int | None) -> Checkpoint:
+def _checkpoint(
+    content: _Source, source: str, where: str, *, limit: int | None, files: tuple[Path, ...] = ()
+) -> Checkpoint:
     """Makes the tensors plain and finds the tied ones."""
     found = content.selection
     given = {name: check_tensor(name, tensor, where) for name, tensor in found.tensors.items()}
@@ -174,6 +189,7 @@ def _checkpoint(content: _Source, source: str, where: str, *, limit: int | None)
         content.shards,
         tuple(found.with_tensors),
         tuple(notes),
+        MappedPages.of(files) if files else MappedPages(),
     )
 
 

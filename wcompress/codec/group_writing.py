@@ -26,9 +26,12 @@ from wcompress.progress import Progress
 from wcompress.threads import in_threads, n_work_threads
 
 CHECKING = "checking what the archive restores to"
+
+GROUPS_AT_ONCE = 4
+"""Groups in memory, at most."""
+
 _STAGE = "group {} of {}"
 _PROGRESS_PARTS = 1000
-_MOST_TOGETHER = 4  # groups in memory
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def _one_pass(
                 else:
                     some = original[slab.part.start : slab.part.stop]
                     comparison.add(name, some, tensor, slab_of=tuple(original.shape))
+                checkpoint.release(name, slab.part.start, slab.part.stop)
                 restored.add(slab.part.index, slab.part.start, tensor)
             spent["check"] += time.perf_counter() - start
             if progress is not None:
@@ -167,7 +171,7 @@ def _encoded(
         return encoded, restore_group(encoded)
 
     numbers = range(len(encoding.groups))
-    n_together = min(n_work_threads(), _MOST_TOGETHER)
+    n_together = min(n_work_threads(), GROUPS_AT_ONCE)
     for first in range(0, len(numbers), n_together):
         some = numbers[first : first + n_together]
         start = time.perf_counter()

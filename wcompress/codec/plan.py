@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,8 @@ class Plan:
         exceptions: by index of the entry, ascending positions, int64 `[k]`, and the elements there, of the tensor's
             dtype `[k]`: NaN, infinities, and outliers so far out that they would hide the quality of all others.
         chosen: what a user's rules make of the model; None without rules.
+        release: called with the name of a tensor that is not needed for now.
+        sizes: elements of the whole tensors, by name, where the plan holds only samples of them.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -59,12 +61,29 @@ class Plan:
     raw: dict[str, torch.Tensor]
     exceptions: dict[int, tuple[Positions, torch.Tensor]] = field(default_factory=dict)
     chosen: Chosen | None = None
+    release: Callable[[str], None] = field(default=lambda _name: None, repr=False)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def held(self, name: str) -> torch.Tensor:
+        """A tensor that is no tie, or the sample of it."""
+        for tensors in (self.coded, self.fine, self.raw):
+            if name in tensors:
+                return tensors[name]
+        raise KeyError(name)
+
+    def size(self, name: str) -> int:
+        """Elements of a tensor, whether it is held whole or not."""
+        return self.sizes[name] if name in self.sizes else self.held(name).numel()
+
+    def times(self, name: str) -> float:
+        """How many times as many elements a tensor has as are held; 1 where it is held whole."""
+        return self.size(name) / max(1, self.held(name).numel()) if name in self.sizes else 1.0
 
     @property
     def to_code(self) -> Mapping[str, torch.Tensor]:
         """The coded tensors by name, with zeros where there are exceptions; each is made when it is asked for."""
         places = {self.entries[index].name: found for index, (found, _) in self.exceptions.items()}
-        return _ToCode(self.coded, places) if places else self.coded
+        return _ToCode(self.coded, places, self.release)
 
     def of_group(self, parts: Sequence[Part]) -> Plan:
         """How the parts of a group are kept; its entries have their shapes."""
@@ -84,10 +103,15 @@ class Plan:
 
     def exact_energy(self) -> float:
         """Σw² of what is not coded and counts in an SQNR all the same: finite numbers of two or more dimensions."""
-        kept = [value for index, (_, value) in self.exceptions.items() if len(self.entries[index].shape) > 1]
-        kept += [t for t in (*self.fine.values(), *self.raw.values()) if t.ndim > 1 and _dtype_name(t) in CODED_DTYPES]
-        values = (computable(value).double() for value in kept)
-        return sum(float(v[v.isfinite()].square().sum()) for v in values)
+        found = 0.0
+        for index, (_, values) in self.exceptions.items():
+            entry = self.entries[index]
+            found += _finite_energy(values) * self.times(entry.name) if len(entry.shape) > 1 else 0.0
+        for name, tensor in (*self.fine.items(), *self.raw.items()):
+            if tensor.ndim > 1 and _dtype_name(tensor) in CODED_DTYPES:
+                found += _finite_energy(tensor) * self.times(name)
+                self.release(name)
+        return found
 
     def exception_rows(self, aside: Mapping[str, Positions]) -> list[tuple[int, Positions, torch.Tensor]]:
         """As `wcompress.codec.storage.exceptions.encode_exceptions` takes them.
@@ -108,11 +132,23 @@ class Plan:
         return [(index, *found) for index, found in sorted(rows.items())]
 
 
+def _finite_energy(tensor: torch.Tensor) -> float:
+    values = computable(tensor).double()
+    return float(values[values.isfinite()].square().sum())
+
+
 class _ToCode(Mapping[str, torch.Tensor]):
-    def __init__(self, tensors: Mapping[str, torch.Tensor], places: Mapping[str, Positions]) -> None:
-        self._tensors, self._places = tensors, places
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], places: Mapping[str, Positions], release: Callable[[str], None]
+    ) -> None:
+        self._tensors, self._places, self._release = tensors, places, release
+        self._last: str | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        # Who looks at one tensor after another is done with the one before.
+        if self._last is not None:
+            self._release(self._last)
+        self._last = name
         tensor = self._tensors[name]
         return without_exceptions(tensor, self._places[name]) if name in self._places else tensor
 
@@ -143,7 +179,7 @@ def plan_tensors(
     """
     positions = {name: index for index, name in enumerate(checkpoint.tensors)}
     kinds = _Kinds(checkpoint, method, exact_bits, given, {} if chosen is None else chosen.kinds)
-    plan = Plan((), {}, {}, {})
+    plan = Plan((), {}, {}, {}, release=checkpoint.release)
     entries: list[TensorEntry] = []
     for index, (name, tensor) in enumerate(checkpoint.tensors.items()):
         dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
@@ -160,7 +196,8 @@ def plan_tensors(
                 plan.exceptions[index] = (places, flat[torch.from_numpy(places)])
         entries.append(TensorEntry(name, dtype, shape, kind))
         getattr(plan, kind)[name] = tensor
-    return Plan(tuple(entries), plan.coded, plan.fine, plan.raw, plan.exceptions, chosen)
+        checkpoint.release(name)
+    return replace(plan, entries=tuple(entries), chosen=chosen)
 
 
 class _Kinds:
@@ -177,7 +214,8 @@ class _Kinds:
         owners = [(name, t) for name, t in checkpoint.tensors.items() if name not in checkpoint.ties]
         floats = [(name, t) for name, t in owners if _dtype_name(t) in CODED_DTYPES and t.numel()]
         if method == "vae":
-            self._exact = _exact([(name, t) for name, t in floats if name not in (given or chosen)], exact_bits)
+            free = [(name, t) for name, t in floats if name not in (given or chosen)]
+            self._exact = _exact(_one_by_one(free, checkpoint.release), exact_bits)
         weights = [t for name, t in floats if name not in self._exact and chosen.get(name) != "raw"]
         # A model whose numbers lie in long rows has no other weights.
         self._rows_are_weights = 2 * sum(t.numel() for t in weights if _is_matrix(t)) < sum(t.numel() for t in weights)
@@ -200,6 +238,14 @@ class _Kinds:
 
     def _is_coded(self, tensor: torch.Tensor) -> bool:
         return _is_worth_coding(tensor, _SHORTEST_ROW if self._rows_are_weights else _LONG)
+
+
+def _one_by_one(
+    tensors: Iterable[tuple[str, torch.Tensor]], release: Callable[[str], None]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        yield name, tensor
+        release(name)
 
 
 def _is_worth_coding(tensor: torch.Tensor, shortest_row: int) -> bool:

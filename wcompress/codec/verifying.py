@@ -60,6 +60,7 @@ def verify(
                 some = whole[part.start : part.stop]
                 comparison.add(entry.name, some, tensor, slab_of=tuple(whole.shape))
                 origins.add(entry, some, tensor)
+            original.release(entry.name, part.start, part.stop)
         figures = comparison.figures()
         errors = [*origins.errors(), *_unlike_record(archive, figures)]
         return VerifyResult(
