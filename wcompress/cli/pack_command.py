@@ -130,7 +130,11 @@ _EPILOG = """Examples:
 @click.option("--latent-dim", type=int, default=64, show_default=True, help="Numbers in the latent of a block.")
 @click.option("--hidden", default="512", show_default=True, help="Sizes of the VAE's hidden layers, for method paper.")
 @click.option("--strict", is_flag=True, help="Refuse a pickle that torch.load(weights_only=True) refuses.")
-@click.option("--dry-run", is_flag=True, help="Do all the work and report the result, but write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Report the result, time and memory, but write nothing; large models are judged by samples.",
+)
 @model_options
 @data_dir_option
 @common_options
@@ -280,6 +284,7 @@ def answer(out: Output, model: Path, result: PackResult, *, restorable: bool = T
         *_floors(result),
         *_choices(result),
         ("time", f"{result.seconds['total']:.1f} s"),
+        *_estimate(result),
     ]
     if result.latent_ratio is not None:
         rows.append(("latent ratio, the paper's", times(result.latent_ratio)))
@@ -313,6 +318,16 @@ def _floors(result: PackResult) -> list[tuple[str, str]]:
         return []
     shown = (decibels(db) if db > 0 else "none" for db in (result.floors.tensor_db, result.floors.row_db))
     return [("floor of each tensor / row", " / ".join(shown))]
+
+
+def _estimate(result: PackResult) -> list[tuple[str, str]]:
+    if result.estimate is None or not result.estimate.sampled:
+        return []
+    seconds = result.estimate.seconds
+    return [
+        ("packing takes about", f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"),
+        ("and memory of about", f"{result.estimate.peak_bytes / 1e6:,.0f} MB"),
+    ]
 
 
 def _choices(result: PackResult) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ def verdict(result: PackResult, *, restorable: bool = True) -> str:
             f"{task.name} scored {task.score_before:.2f} % before and {task.score_after:.2f} % after on {task.dataset}."
         )
     if result.dry_run:
+        if result.estimate is not None and result.estimate.sampled:
+            sentences.append("Estimated from samples of the tensors.")
         sentences.append("Nothing was written.")
     text = " ".join(sentences)
     if restorable and not result.dry_run:

@@ -119,13 +119,20 @@ def encode(
     return encode_plan(planned(checkpoint, options, whole), checkpoint, options, device, progress, whole)
 
 
-def planned(checkpoint: Checkpoint, options: PackOptions, whole: Tensors) -> Plan:
-    """How each tensor of a model is kept."""
+def planned(checkpoint: Checkpoint, options: PackOptions, whole: Tensors, *, of: Checkpoint | None = None) -> Plan:
+    """How each tensor of a model is kept.
+
+    Args:
+        checkpoint: the model, or samples of its tensors.
+        options: how to pack.
+        whole: see `encode`.
+        of: the model that the samples are of.
+    """
     chosen = choose(options.rules, checkpoint.tensors, checkpoint.ties, options.method, whole)
     return plan_tensors(
         checkpoint,
         options.method,
-        exact_bits=_exact_bits(checkpoint, options, whole),
+        exact_bits=_exact_bits(of or checkpoint, options, whole),
         chosen=chosen if options.rules else None,
     )
 

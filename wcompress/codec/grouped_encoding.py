@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -20,11 +21,12 @@ from wcompress.codec.encoding import (
     fine_margin_db,
     lossless_payloads,
 )
+from wcompress.codec.miniature import scaled_bytes
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.rate_control.rate import Rate
-from wcompress.codec.rate_control.sampling import sampled_rate
+from wcompress.codec.rate_control.sampling import Sampled, sampled_rate
 from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.step_rule import StepRule, default_sqnr_db
 from wcompress.codec.rate_control.step_search import Target
@@ -37,7 +39,10 @@ from wcompress.deadline import Deadline
 from wcompress.errors import TargetUnreachable
 from wcompress.progress import Progress
 
-_MOST_PASSES, _LEAST_OF_BYTES, _AIMED_OF_BYTES, _AIMED_DB = 6, 0.98, 0.993, 0.03
+LEAST_OF_BYTES, AIMED_OF_BYTES = 0.98, 0.993
+"""Of the bytes that are asked for: what is near enough, and what a correction aims at."""
+
+_MOST_PASSES, _AIMED_DB = 6, 0.03
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -53,9 +58,12 @@ class GroupedEncoding:
         device: to train on.
         progress: of what comes before the first group.
         whole: see `encode`.
+        sample_size: weights by which the rate is found; None for the usual number, and the sample is forgotten.
 
     Attributes:
         groups: as given.
+        wanted_db: the SQNR that is to be met, in which all counts that is kept exactly; 0 without one.
+        sampled: the rate before the first pass, and what it was found on; None where nothing is coded or all forgotten.
         entries: of all tensors.
         warnings: one line each, once all groups are encoded.
     """
@@ -69,6 +77,7 @@ class GroupedEncoding:
         device: str,
         progress: Progress | None,
         whole: Tensors,
+        sample_size: int | None = None,
     ) -> None:
         self._plan, self._checkpoint, self._options, self._device = plan, checkpoint, options, device
         self.entries, self.groups = plan.entries, groups
@@ -76,12 +85,14 @@ class GroupedEncoding:
         self._raw_sizes: dict[str, int] = {}
         self._lock = threading.Lock()  # groups may be encoded at the same time
         self._deadline = Deadline(options.time_limit)
-        self._n_weights = sum(tensor.numel() for tensor in plan.coded.values())
+        sizes = {name: plan.size(name) for name in plan.coded}
+        self._n_weights = sum(sizes.values())
         self._numbers = {name: number for number, name in enumerate(plan.coded)}
         self._n_passes, self._was_cut, self._lacks = 0, False, False
         self._rule: StepRule | None = None
         self._rate: Rate | None = None
-        self._wanted_db = 0.0  # an SQNR in which all counts that is kept exactly
+        self.sampled: Sampled | None = None
+        self.wanted_db = 0.0
         self._before: tuple[float, float] | None = None  # octaves that the step was moved by, and what was missing
         if options.method != "vae" or not plan.coded:
             return
@@ -91,7 +102,7 @@ class GroupedEncoding:
         target = Target(sqnr_db=default_sqnr_db(whole) if options.sqnr is None else options.sqnr + _AIMED_DB)
         budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
         if budget is not None:
-            beside = len(self._raw_bytes(plan)) + 2 * sum(tensor.numel() for tensor in plan.fine.values())
+            beside = sum(self._raw_bytes(plan).values()) + 2 * sum(plan.size(name) for name in plan.fine)
             if budget <= beside:
                 nearest = options.size_in_words(beside, checkpoint.original_bytes, checkpoint.n_params)
                 raise TargetUnreachable(
@@ -103,35 +114,58 @@ class GroupedEncoding:
                 in_words=lambda n: options.size_in_words(n + beside, checkpoint.original_bytes, checkpoint.n_params),
             )
         exact = plan.exact_energy() if by_sqnr else 0.0
-        self._rate = sampled_rate(
+        sampled = sampled_rate(
             plan.to_code,
-            self._n_weights,
+            sizes,
             self._rule,
             target,
             options,
             device,
             exact_energy=exact,
+            sample_size=sample_size,
             progress=progress,
         )
-        self._raw_sizes.clear()
+        self._rate = sampled.rate
+        self.sampled = None if sample_size is None else sampled
         if options.sqnr is not None:
             self._rate = replace(self._rate, sqnr_db=options.sqnr)
             own = (self._rate.mean_square or 0.0) * self._n_weights
             share = exact / own if own else 0.0
-            self._wanted_db = options.sqnr + 10 * math.log10((1 + share) / (1 + min(share, MOST_EXACT)))
+            self.wanted_db = options.sqnr + 10 * math.log10((1 + share) / (1 + min(share, MOST_EXACT)))
 
-    def _raw_bytes(self, plan: Plan) -> bytes:
+    def _raw(self, plan: Plan) -> bytes:
         parts = {name: encode_raw([t], stored=name in self._chosen.stored) for name, t in plan.raw.items()}
         with self._lock:
             for name, part in parts.items():
                 self._raw_sizes[name] = self._raw_sizes.get(name, 0) + len(part)
         return b"".join(parts.values())
 
+    def note_raw_bytes(self, plan: Plan) -> dict[str, int]:
+        """What the tensors take that are kept bit for bit, by name, as if all groups were encoded.
+
+        Args:
+            plan: of the whole model, or of samples.
+        """
+        self._raw_sizes = self._raw_bytes(plan)
+        return self._raw_sizes
+
+    def _raw_bytes(self, plan: Plan) -> dict[str, int]:
+        raw = plan.raw.items()
+        return {name: scaled_bytes(partial(self._raw_size, name), tensor, plan.size(name)) for name, tensor in raw}
+
+    def _raw_size(self, name: str, tensor: torch.Tensor) -> int:
+        return len(encode_raw([tensor], stored=name in self._chosen.stored))
+
     @property
     def choices(self) -> tuple[TensorChoice, ...]:
         """The tensors for which a rule chose, once all groups are encoded."""
         sizes = self._raw_sizes.items()
-        return self._chosen.with_bits({name: 8 * n / max(1, self._plan.raw[name].numel()) for name, n in sizes})
+        return self._chosen.with_bits({name: 8 * n / max(1, self._plan.size(name)) for name, n in sizes})
+
+    @property
+    def quality_db(self) -> float:
+        """The SQNR that what is kept finely goes with, dB."""
+        return _exact_db(self._options) if self._rate is None else self._rate.sqnr_db
 
     @property
     def floors(self) -> Floors | None:
@@ -150,7 +184,7 @@ class GroupedEncoding:
         """One group, with entries that have the shapes of its parts."""
         options, parts = self._options, self.groups[number]
         plan = self._plan.of_group(parts)
-        raw = self._raw_bytes(plan)
+        raw = self._raw(plan)
         if options.method == "lossless":
             return Encoded(plan.entries, {**lossless_payloads(plan), "raw": raw}, method="lossless")
         coded = [part for part in parts if self.entries[part.index].kind == "coded"]
@@ -195,15 +229,15 @@ class GroupedEncoding:
         if rate is None or self._n_passes >= _MOST_PASSES or (self._n_passes > 1 and self._deadline.passed):
             return False
         if budget is not None:
-            if _LEAST_OF_BYTES * budget <= n_bytes <= budget:
+            if LEAST_OF_BYTES * budget <= n_bytes <= budget:
                 return False
             if n_bytes < budget and rate.is_finest:
                 return False  # more bytes buy nothing
-            missing, slope = 8 * (n_bytes - _AIMED_OF_BYTES * budget) / self._n_weights, 1.0
+            missing, slope = 8 * (n_bytes - AIMED_OF_BYTES * budget) / self._n_weights, 1.0
         elif options.sqnr is not None and sqnr_db is not None:
-            if 0 <= sqnr_db - self._wanted_db <= SQNR_TOLERANCE_DB:
+            if 0 <= sqnr_db - self.wanted_db <= SQNR_TOLERANCE_DB:
                 return False
-            missing, slope = sqnr_db - self._wanted_db - _AIMED_DB * self._n_passes, 6.02
+            missing, slope = sqnr_db - self.wanted_db - _AIMED_DB * self._n_passes, 6.02
         else:
             return False
         if self._before is not None:

@@ -36,7 +36,7 @@ class PackOptions:
         threads: CPU threads, which change nothing in the archive; None for all there are.
         time_limit: seconds after which refinement or a search ends with what it has; None for no limit. The archive
             then depends on the machine's speed.
-        dry_run: do everything, write nothing.
+        dry_run: write nothing; a model of several groups is judged by samples, see `wcompress.codec.estimating`.
         force: an existing output may be replaced.
         key: entry of the checkpoint that holds the model, or a path to it with dots.
         strict: refuse a pickle that holds anything but what `torch.load(weights_only=True)` takes.

@@ -15,16 +15,17 @@ import torch
 
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
-from wcompress.codec.container.groups import grouped
+from wcompress.codec.container.groups import grouped, is_several
 from wcompress.codec.container.manifest import Manifest, Part
 from wcompress.codec.digest import tensors_digest
 from wcompress.codec.encoding import Encoded, Progress, encode_plan, planned
+from wcompress.codec.estimating import estimated, peak_bytes
 from wcompress.codec.group_writing import CHECKING, Written, write_groups
 from wcompress.codec.grouped_encoding import GroupedEncoding
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan
 from wcompress.codec.restoring import restore_encoded
-from wcompress.codec.results import PackResult, with_errors
+from wcompress.codec.results import Estimate, PackResult, with_errors
 from wcompress.device import one_torch_thread, resolve_device
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import ErrorFigures, compare, worst_of
@@ -104,25 +105,32 @@ def pack_and_restore(
         whole = checkpoint.tensors if whole is None else whole
         encoding = part(progress, 0.0, _ENCODING_SHARE)
         encoded = None if encoder is None else encoder(checkpoint, options, device, encoding)
-        plan = planned(checkpoint, options, whole) if encoded is None else None
-        groups = () if plan is None else _groups(plan, options)
-        at_once = None
-        if plan is None or not groups:
-            at_once = _encode(checkpoint, options, device, progress, encoded or plan, whole)
-        if options.dry_run:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
-            path = Path(folder) / "archive"
+        sampled = options.dry_run and encoder is None and not keep_restored and _can_be_sampled(checkpoint, options)
+        at_once = estimate = None
+        if sampled:
+            written, estimate = estimated(checkpoint, options, device, progress, whole)
         else:
-            path = stack.enter_context(atomic_output(output, force=options.force, source=source_path))
-        if at_once is not None:
-            written = at_once.write(path)
-        else:
-            assert plan is not None
-            sampling = part(progress, 0.0, _SAMPLING_SHARE)
-            by_groups = GroupedEncoding(plan, groups, checkpoint, options, device, sampling, whole)
-            rest = part(progress, _SAMPLING_SHARE, 1.0)
-            written = write_groups(by_groups, checkpoint, options, path, rest, keep_restored=keep_restored)
+            plan = planned(checkpoint, options, whole) if encoded is None else None
+            groups = () if plan is None else _groups(plan, options)
+            if plan is None or not groups:
+                at_once = _encode(checkpoint, options, device, progress, encoded or plan, whole)
+            if options.dry_run:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
+                path = Path(folder) / "archive"
+            else:
+                path = stack.enter_context(atomic_output(output, force=options.force, source=source_path))
+            if at_once is not None:
+                written = at_once.write(path)
+            else:
+                assert plan is not None
+                sampling = part(progress, 0.0, _SAMPLING_SHARE)
+                by_groups = GroupedEncoding(plan, groups, checkpoint, options, device, sampling, whole)
+                rest = part(progress, _SAMPLING_SHARE, 1.0)
+                written = write_groups(by_groups, checkpoint, options, path, rest, keep_restored=keep_restored)
         _check_promises(options, checkpoint, written.n_bytes, written.figures)
+    total_s = time.perf_counter() - start
+    if options.dry_run and estimate is None:
+        estimate = Estimate(total_s, peak_bytes(), sampled=False)
     result = PackResult(
         archive=os.fspath(output),
         source=source_path or "",
@@ -135,7 +143,7 @@ def pack_and_restore(
         sections=written.sections,
         sqnr_db=written.manifest.sqnr_db,
         sha256=written.digest.hex(),
-        seconds={"total": time.perf_counter() - start, **written.seconds},
+        seconds={"total": total_s, **written.seconds},
         left_out=checkpoint.left_out,
         left_out_tensors=checkpoint.left_out_tensors,
         max_abs_error=written.figures.max_abs_error,
@@ -146,6 +154,7 @@ def pack_and_restore(
         floors=written.floors,
         warnings=(*checkpoint.notes, *_unused(options), *written.warnings, *_poor(options, written)),
         choices=with_errors(written.choices, written.figures.tensors),
+        estimate=estimate,
     )
     return result, written.restored
 
@@ -181,6 +190,13 @@ def _groups(plan: Plan, options: PackOptions) -> tuple[tuple[Part, ...], ...]:
     # Bits that were chosen for single tensors are met by a search over the whole.
     rated = plan.chosen is not None and plan.chosen.rates
     return () if options.method == "paper" or rated else grouped(plan.entries)
+
+
+def _can_be_sampled(checkpoint: Checkpoint, options: PackOptions) -> bool:
+    # Whether it is sure to be several groups, before anything was read.
+    rated = any(rule.bits is not None for rule in options.rules)
+    sizes = [tensor.numel() for name, tensor in checkpoint.tensors.items() if name not in checkpoint.ties]
+    return options.method != "paper" and not rated and is_several(sizes)
 
 
 def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes: int, figures: ErrorFigures) -> None:

@@ -175,6 +175,21 @@ class ArchiveSummary:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What packing takes, told before it is done.
+
+    Attributes:
+        seconds: wall time of the packing, on a machine with nothing else to do.
+        peak_bytes: the most memory that its process holds, libraries included.
+        sampled: told from samples of the tensors, as all figures beside it are; otherwise it was done and measured.
+    """
+
+    seconds: float
+    peak_bytes: int
+    sampled: bool
+
+
+@dataclass(frozen=True)
 class PackResult(ArchiveSummary):
     """What `pack` did.
 
@@ -190,6 +205,7 @@ class PackResult(ArchiveSummary):
         warnings: one line for each thing a user should know before relying on the archive.
         weights_energy: Σw² over the source's float tensors of two or more dimensions, finite elements only.
         choices: the tensors for which a rule chose, and what became of them.
+        estimate: of a dry run, what packing takes; None otherwise.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -203,6 +219,7 @@ class PackResult(ArchiveSummary):
     warnings: tuple[str, ...] = ()
     weights_energy: float = 0.0
     choices: tuple[TensorChoice, ...] = ()
+    estimate: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `pack --json` prints."""
@@ -217,6 +234,7 @@ class PackResult(ArchiveSummary):
             "floors": None if self.floors is None else asdict(self.floors),
             "warnings": list(self.warnings),
             "choices": [asdict(choice) for choice in self.choices],
+            "estimate": None if self.estimate is None else asdict(self.estimate),
         }
 
 

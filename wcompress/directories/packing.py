@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wcompress.checkpoint.messages import listed, shown
 from wcompress.codec.options import PackOptions
-from wcompress.codec.results import PackResult
+from wcompress.codec.results import Estimate, PackResult
 from wcompress.device import resolve_device
 from wcompress.directories.engines import Overall, run_jobs
 from wcompress.directories.folders import check_folder, sha256_of
@@ -275,6 +275,7 @@ def _result(
         index=0 if work is not None else len(about.to_bytes()),
         side=n_side_bytes,
     )
+    estimates = [shard.estimate for shard in shards if shard.estimate is not None]
     errors = [shard.max_abs_error for shard in shards if shard.max_abs_error is not None]
     seconds = {
         name: sum(shard.seconds.get(name, 0.0) for shard in shards) for shard in shards for name in shard.seconds
@@ -294,6 +295,13 @@ def _result(
             *_shard_warnings(shards),
             *_much_beside(plan, figures["archive_bytes"], n_side_bytes),
         ),
+        estimate=Estimate(
+            sum(one.seconds for one in estimates),
+            max(one.peak_bytes for one in estimates),
+            any(one.sampled for one in estimates),
+        )
+        if estimates
+        else None,
         shards=shards,
         n_side_files=0 if work is not None else len(plan.index.files),
         side_file_bytes=n_side_bytes,

@@ -91,9 +91,12 @@ class FolderUnpackResult(UnpackResult):
 
 
 def digest_of(digests: Sequence[str]) -> str:
-    """The SHA-256 that stands for a folder: its only archive's, or that of all archives' SHA-256 end to end."""
-    if len(digests) == 1:
-        return digests[0]
+    """The SHA-256 that stands for a folder: its only archive's, or that of all archives' SHA-256 end to end.
+
+    Empty where one of them is unknown.
+    """
+    if len(digests) == 1 or "" in digests:
+        return digests[0] if len(digests) == 1 else ""
     return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
 
 

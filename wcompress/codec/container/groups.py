@@ -32,6 +32,11 @@ class Slab:
     is_whole: bool
 
 
+def is_several(sizes: Sequence[int]) -> bool:
+    """Whether tensors of so many elements, none of them a tie, are more than one group."""
+    return sum(sizes) > MOST_TOGETHER
+
+
 def grouped(
     entries: Sequence[TensorEntry], size: int | None = None, most: int | None = None
 ) -> tuple[tuple[Part, ...], ...]:

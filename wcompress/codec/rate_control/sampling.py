@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.quantiser.step_scales import FIRST, RUN, OwnScales, quarter_octaves
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.search import VaeSearch
-from wcompress.codec.rate_control.solution import finest_step
+from wcompress.codec.rate_control.solution import Solution, finest_step
 from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.codec.rate_control.step_search import Target
 from wcompress.fidelity import computable, energy, farthest
@@ -26,49 +27,74 @@ _FEWEST = 1 << 12  # of a tensor
 _STRIP = 16  # rows or columns that lie together
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A rate, and what was coded to find it.
+
+    Attributes:
+        rate: at which the model meets its target, about.
+        sample: rows or columns of the tensors, by name.
+        search: of the sample.
+        solution: of the sample, in the rounds that a group gets; at a step that `octaves` leads away from.
+        octaves: that the step of `rate` is larger by than that of `solution`.
+        cpu_s: processor time that the solution took, in all threads.
+    """
+
+    rate: Rate
+    sample: Mapping[str, torch.Tensor]
+    search: VaeSearch
+    solution: Solution
+    octaves: float
+    cpu_s: float
+
+
 def sampled_rate(
     coded: Mapping[str, torch.Tensor],
-    n_weights: int,
+    sizes: Mapping[str, int],
     rule: StepRule,
     target: Target,
     options: PackOptions,
     device: str,
     *,
     exact_energy: float,
+    sample_size: int | None = None,
     progress: Progress | None,
-) -> Rate:
+) -> Sampled:
     """The rate at which a model meets a target, about.
 
     Args:
-        coded: its tensors for the trellis.
-        n_weights: in all of them.
+        coded: its tensors for the trellis, or large samples of them.
+        sizes: elements of each tensor.
         rule: how steps follow them.
         target: an SQNR, or bytes of all groups together.
         options: of the search.
         device: to train on.
         exact_energy: of what is kept exactly and counts in the SQNR.
+        sample_size: weights of the sample, by default `SAMPLE_SIZE`.
         progress: called as the search goes on.
 
     Raises:
         TargetUnreachable: no step meets it.
     """
-    keep = min(1.0, SAMPLE_SIZE / n_weights)
+    n_weights = sum(sizes.values())
+    keep = min(1.0, (sample_size or SAMPLE_SIZE) / n_weights)
     sample: dict[str, torch.Tensor] = {}
     rows: list[tuple[int, ...]] = []
     counted: list[tuple[int, ...]] = []
     whole_energy = sampled_energy = largest = 0.0
     for number, (name, tensor) in enumerate(coded.items()):
-        axis, chosen = _chosen(tuple(tensor.shape), max(keep, min(1.0, _FEWEST / max(1, tensor.numel()))))
+        n_held, times = max(1, tensor.numel()), sizes[name] / max(1, tensor.numel())
+        axis, chosen = strips(tuple(tensor.shape), min(1.0, max(keep * times, _FEWEST / n_held)))
         sample[name] = tensor.index_select(axis, torch.from_numpy(chosen)).contiguous() if tensor.ndim else tensor
-        whole_energy += energy(computable(tensor).reshape(-1).numpy())
+        whole_energy += energy(computable(tensor).reshape(-1).numpy()) * times
         largest = max(largest, _farthest(tensor, rule.scales.exponents[number]))
         sampled_energy += energy(computable(sample[name]).reshape(-1).numpy())
         for scales, found in ((rule.scales, rows), (rule.counted, counted)):
             if scales is not None:
                 exponents = scales.exponents[number]
                 if axis == 0 and scales.kinds[number] == FIRST:
-                    step = RUN if tensor.ndim == 1 else 1
-                    exponents = tuple(exponents[i // step] for i in chosen[::step])
+                    length = RUN if tensor.ndim == 1 else 1
+                    exponents = tuple(exponents[i // length] for i in chosen[::length])
                 found.append(exponents)
     n_sampled = sum(tensor.numel() for tensor in sample.values())
     kinds = rule.scales.kinds
@@ -110,7 +136,10 @@ def sampled_rate(
     has_prior = start.model.scales.latents.size > 0
     finest = finest_step(largest, start.machine)
     rate = Rate(start.step, 0.0, search.unit_noise(start), mean_square, has_prior, finest).moved(0.0)
+    began = time.process_time()
     solution = search.solved(rate)
+    cpu_s = time.process_time() - began
+    step = rate.step
     if target.sqnr_db is not None:
         rate = rate.moved((search.sqnr_db(solution) - target.sqnr_db) / 6.02)
         sqnr_db = target.sqnr_db
@@ -118,7 +147,8 @@ def sampled_rate(
         assert target.n_bytes is not None
         rate = rate.moved(8 * (search.n_bytes(solution) - target.n_bytes) / n_sampled)
         sqnr_db = search.sqnr_db(solution)
-    return replace(rate, sqnr_db=sqnr_db - (10 * math.log10(more or 1.0) if mean_square else 0.0))
+    rate = replace(rate, sqnr_db=sqnr_db - (10 * math.log10(more or 1.0) if mean_square else 0.0))
+    return Sampled(rate, sample, search, solution, math.log2(rate.step / step), cpu_s)
 
 
 def _farthest(tensor: torch.Tensor, exponents: tuple[int, ...]) -> float:
@@ -131,8 +161,13 @@ def _farthest(tensor: torch.Tensor, exponents: tuple[int, ...]) -> float:
     return max(size / quarter_octaves(exponent) for size, exponent in zip(sizes, exponents, strict=True))
 
 
-def _chosen(shape: tuple[int, ...], keep: float) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Evenly spaced indices along a dimension, int64: the longer one of the first two; whole runs of a vector."""
+def strips(shape: tuple[int, ...], keep: float) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Evenly spaced indices along a dimension, int64: the longer one of the first two; whole runs of a vector.
+
+    Args:
+        shape: of a tensor.
+        keep: the part of its elements to choose, at most 1.
+    """
     if not shape:
         return 0, np.zeros(1, np.int64)
     if len(shape) == 1:

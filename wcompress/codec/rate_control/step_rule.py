@@ -58,7 +58,7 @@ class StepRule:
 
         Args:
             tensors: the whole model, in order.
-            coded: those of it that go under the trellis, in order.
+            coded: those of it that go under the trellis, in order, or samples of them.
             by_sqnr: whether the error of the weights themselves is to be least.
         """
         if by_sqnr:
@@ -126,7 +126,7 @@ def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Te
     """
     followed = _followed_by_norm(tensors)
     if not followed:
-        return OwnScales(tuple((exponent,) for exponent in _by_energy(coded)))
+        return OwnScales(tuple((exponent,) for exponent in _by_energy(tensors, coded)))
     sizes = {name: tensors[name].numel() for name in coded}
     n_weights = sum(sizes.values())
     return OwnScales(
@@ -152,17 +152,18 @@ def _by_row(tensor: torch.Tensor, by_row: bool, factor: float) -> tuple[int, ...
     return tuple(_exponent(factor * max(float(v), least)) for v in per_row)
 
 
-def _by_energy(coded: Mapping[str, torch.Tensor]) -> list[int]:
+def _by_energy(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> list[int]:
     power = 0.5 if _is_gated(coded) else 0.25
     octaves: dict[str, float] = {}
     scales: dict[str, float] = {}
     sizes: dict[str, int] = {}
     for name, tensor in coded.items():
-        whole = energy(computable(tensor).reshape(-1).numpy())
+        n = tensors[name].numel()
+        whole = energy(computable(tensor).reshape(-1).numpy()) * (n / max(1, tensor.numel()))
         if whole > 0:
             octaves[name] = power * math.log2(whole) - (0.5 if _RECURRENT in name else 0.0)
-            scales[name] = 0.5 * math.log2(whole / tensor.numel())
-            sizes[name] = tensor.numel()
+            scales[name] = 0.5 * math.log2(whole / n)
+            sizes[name] = n
     # The rule is about layers of one model, whose scales are much alike: of others none is to pay for the rest, neither
     # by being much coarser than most weights nor, if it is large, by being much finer.
     n_weights = sum(sizes.values())

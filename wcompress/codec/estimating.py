@@ -1,0 +1,252 @@
+"""What packing a large model would give and take, told from samples of its tensors: a dry run."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from wcompress.archive import frame_bytes
+from wcompress.checkpoint import Checkpoint
+from wcompress.codec.container.groups import GROUP_SIZE, grouped
+from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
+from wcompress.codec.encoding import Encoded, fine_margin_db, planned
+from wcompress.codec.group_writing import GROUPS_AT_ONCE, Written
+from wcompress.codec.grouped_encoding import AIMED_OF_BYTES, LEAST_OF_BYTES, GroupedEncoding
+from wcompress.codec.methods.lossless import encode_lossless
+from wcompress.codec.miniature import miniature, scaled_bytes
+from wcompress.codec.options import PackOptions
+from wcompress.codec.plan import Plan
+from wcompress.codec.rate_control.floors import fine_sqnr_db
+from wcompress.codec.rate_control.sampling import SAMPLE_SIZE
+from wcompress.codec.restoring import restore_group
+from wcompress.codec.results import Estimate
+from wcompress.codec.storage.exceptions import encode_exceptions
+from wcompress.codec.storage.near_exact import encode_fine
+from wcompress.fidelity import ErrorFigures, compare, computable, energy
+from wcompress.progress import Progress
+from wcompress.threads import n_work_threads
+
+_LEAST_SAMPLE = 1 << 16  # weights, of a shard
+_EFFICIENCY = 0.85  # of threads that encode groups beside each other
+_PASSES = 1.3  # that a target takes, on average
+_GROUP_BYTES = 170  # of memory that an element of a group takes while it is encoded
+_LIBRARIES_BYTES = 390 << 20  # of memory, before anything is packed
+_DB_AN_OCTAVE = 6.02
+
+Tensors = Mapping[str, torch.Tensor]
+Groups = Sequence[Sequence[Part]]
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held, bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def estimated(
+    checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None, whole: Tensors
+) -> tuple[Written, Estimate]:
+    """What `wcompress.codec.group_writing` would write of a model of several groups, about; it has no digest.
+
+    Args:
+        checkpoint: the model.
+        options: how to pack; not with method `paper`, nor with bits for single tensors.
+        device: to train on.
+        progress: called as the work goes on.
+        whole: see `wcompress.codec.encoding.encode`.
+
+    Raises:
+        TargetUnreachable: no archive meets the target.
+    """
+    start, began = time.perf_counter(), time.process_time()
+    small, sizes = miniature(checkpoint)
+    plan = replace(planned(small, options, whole, of=checkpoint), sizes=sizes)
+    planning_s = time.process_time() - began
+    entries = tuple(replace(e, shape=tuple(checkpoint.tensors[e.name].shape)) for e in plan.entries)
+    owners = [entry for entry in entries if entry.kind != "tie"]
+    groups = grouped(entries) or (tuple(Part(i) for i, entry in enumerate(entries) if entry.kind != "tie"),)
+    n_elements = sum(entry.numel for entry in owners)
+    n_held = sum(plan.held(entry.name).numel() for entry in owners)
+    # A shard is a part of the model, and so is its sample.
+    n_whole = sum(tensor.numel() for tensor in whole.values())
+    sample_size = max(_LEAST_SAMPLE, SAMPLE_SIZE * n_elements // max(1, n_whole, n_elements))
+    began = time.perf_counter()
+    encoding = GroupedEncoding(plan, groups, checkpoint, options, device, progress, whole, sample_size)
+    sampling_s = (time.perf_counter() - began) * min(SAMPLE_SIZE, n_elements) / min(sample_size, n_elements)
+    found = _measured(encoding, plan, groups, options)
+    figures = _pooled(found, plan, checkpoint.ties)
+    if options.sqnr is not None and figures.sqnr_db is not None and "symbols" in found.sections:
+        # Steps are corrected until it is met, which costs a bit a weight for each octave.
+        octaves = (encoding.wanted_db - figures.sqnr_db) / _DB_AN_OCTAVE
+        found.sections["symbols"] += round(octaves * sum(plan.size(name) for name in plan.coded) / 8)
+        figures = replace(figures, sqnr_db=encoding.wanted_db)
+    manifest = Manifest(
+        method=options.method,
+        source=checkpoint.source,
+        tensors=entries,
+        padding=0,
+        n_latents=found.n_latents,
+        sqnr_db=figures.sqnr_db,
+        metadata=dict(checkpoint.metadata),
+        worst=figures.worst,
+        groups=groups,
+    )
+    sections = found.sections | {"manifest": len(manifest.to_bytes())}
+    sections["header"] = frame_bytes(n // len(groups) for n in found.sections.values()) * len(groups)
+    budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
+    sections = sections if budget is None else _met(sections, budget)
+    n_together = min(n_work_threads(), GROUPS_AT_ONCE, len(groups))
+    n_passes = 1.0 if budget is None and options.sqnr is None else _PASSES
+    encoding_s = n_passes * found.cpu_s / (_EFFICIENCY * n_together if n_together > 1 else 1.0)
+    estimate = Estimate(
+        seconds=planning_s * n_elements / max(1, n_held) + sampling_s + encoding_s,
+        peak_bytes=_memory(owners, n_together),
+        sampled=True,
+    )
+    written = Written(
+        manifest,
+        digest=b"",
+        sections={name: n for name, n in sections.items() if n},
+        figures=figures,
+        floors=encoding.floors,
+        warnings=encoding.warnings,
+        seconds={"sampling": time.perf_counter() - start},
+        choices=encoding.choices,
+    )
+    return written, estimate
+
+
+@dataclass(frozen=True)
+class _Measured:
+    # Of all groups: bytes by section, error figures, and the processor time that one pass takes.
+    sections: dict[str, int]
+    figures: ErrorFigures
+    cpu_s: float
+    n_latents: int = 0
+    octaves: float = 0.0  # that the steps are larger by than those of the figures
+
+
+def _measured(encoding: GroupedEncoding, plan: Plan, groups: Groups, options: PackOptions) -> _Measured:
+    began = time.process_time()
+    sections = {"raw": sum(encoding.note_raw_bytes(plan).values())}
+    cpu_s = _of_all(time.process_time() - began, plan.raw, plan)
+    if options.method == "lossless":
+        began = time.process_time()
+        sections["symbols"] = sum(
+            scaled_bytes(partial(_lossless_bytes, name), tensor, plan.size(name)) for name, tensor in plan.coded.items()
+        )
+        # Some was encoded twice, for half of a sample; reading it back takes as long.
+        cpu_s += _of_all(time.process_time() - began, plan.coded, plan)
+        return _Measured(sections, ErrorFigures(None, 0.0, lossless=True), cpu_s)
+    found = [(len(places), plan.times(plan.entries[index].name)) for index, (places, _) in plan.exceptions.items()]
+    if found:
+        n_bytes = len(encode_exceptions(plan.exception_rows({})))
+        sections["exceptions"] = round(n_bytes * sum(n * times for n, times in found) / sum(n for n, _ in found))
+    fine = encode_fine(plan.fine, fine_sqnr_db(encoding.quality_db, fine_margin_db(options)))
+    sections["fine"] = round(_of_all(len(fine), plan.fine, plan))
+    return _with_coded(encoding, plan, groups, fine, _Measured(sections, ErrorFigures(None, None, True), cpu_s))
+
+
+def _with_coded(encoding: GroupedEncoding, plan: Plan, groups: Groups, fine: bytes, beside: _Measured) -> _Measured:
+    # With the sample of the coded tensors, restored and compared as a group is.
+    sampled, payloads, octaves, cpu_s = encoding.sampled, {"fine": fine}, 0.0, 0.0
+    sample: dict[str, torch.Tensor] = {}
+    exceptions = b""
+    n_latents = 0
+    began = time.process_time()
+    if sampled is not None:
+        sample, octaves, cpu_s = dict(sampled.sample), sampled.octaves, sampled.cpu_s
+        payloads = {**sampled.search.sections(sampled.solution), "fine": fine}
+        n_latents = sampled.solution.model.scales.latents.size
+        aside = sampled.search.model.aside
+        exceptions = encode_exceptions(Plan(_entries(sample, "coded"), sample, {}, {}).exception_rows(aside))
+    entries = _entries(sample, "coded") + _entries(plan.fine, "fine")
+    restored = restore_group(Encoded(entries, {**payloads, "exceptions": exceptions}))
+    figures = compare({**sample, **plan.fine}, restored)
+    cpu_s += time.process_time() - began
+    if sampled is None:
+        return replace(beside, figures=figures, cpu_s=beside.cpu_s + cpu_s)
+    n_sampled = max(1, sum(tensor.numel() for tensor in sample.values()))
+    n_weights = sum(plan.size(name) for name in plan.coded)
+    n_groups = sum(any(plan.entries[part.index].kind == "coded" for part in parts) for parts in groups)
+    # A step that is larger by an octave saves a bit a weight.
+    bits = 8 * len(payloads["symbols"]) / n_sampled - octaves
+    return _Measured(
+        beside.sections
+        | {
+            "decoder": len(payloads["decoder"]) * n_groups,
+            "tables": len(payloads["tables"]) * n_groups,
+            "latents": round(len(payloads["latents"]) * n_weights / n_sampled),
+            "symbols": max(n_groups, round(bits * n_weights / 8)),
+        },
+        figures,
+        beside.cpu_s + cpu_s * n_weights / n_sampled,
+        round(n_latents * n_weights / n_sampled),
+        octaves,
+    )
+
+
+def _entries(tensors: Tensors, kind: str) -> tuple[TensorEntry, ...]:
+    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    return tuple(TensorEntry(name, dtypes[name], tuple(tensor.shape), kind) for name, tensor in tensors.items())
+
+
+def _pooled(found: _Measured, plan: Plan, ties: Mapping[str, str]) -> ErrorFigures:
+    """Error figures of a model from those of samples."""
+
+    def moved(value: float | None) -> float | None:
+        return None if value is None else value - _DB_AN_OCTAVE * found.octaves
+
+    tensors = {
+        name: replace(error, sqnr_db=moved(error.sqnr_db), worst_row_db=moved(error.worst_row_db))
+        if name in plan.coded
+        else error
+        for name, error in found.figures.tensors.items()
+    }
+    n_names = Counter(ties.values())
+    signal, noise = plan.exact_energy(), 0.0
+    for name, tensor in plan.to_code.items():
+        if tensor.ndim > 1:
+            own = energy(computable(tensor).reshape(-1).numpy()) * plan.times(name) * (1 + n_names[name])
+            signal += own
+            sqnr_db = tensors[name].sqnr_db if name in tensors else None
+            noise += 0.0 if sqnr_db is None else own / 10 ** (sqnr_db / 10)
+    sqnr_db = 10 * math.log10(signal / noise) if 0 < noise < math.inf and 0 < signal < math.inf else None
+    return replace(found.figures, sqnr_db=sqnr_db, tensors=tensors, energy=signal)
+
+
+def _lossless_bytes(name: str, tensor: torch.Tensor) -> int:
+    return len(encode_lossless({name: tensor}))
+
+
+def _of_all(value: float, tensors: Tensors, plan: Plan) -> float:
+    """What holds of samples, in proportion for the whole tensors."""
+    n_held = sum(tensor.numel() for tensor in tensors.values())
+    return value * sum(plan.size(name) for name in tensors) / max(1, n_held)
+
+
+def _met(sections: dict[str, int], budget: int) -> dict[str, int]:
+    """Sizes of sections as they are once the steps were corrected so that a size is met."""
+    total = sum(sections.values())
+    if LEAST_OF_BYTES * budget <= total <= budget or "symbols" not in sections:
+        return sections
+    return sections | {"symbols": max(0, sections["symbols"] + round(AIMED_OF_BYTES * budget) - total)}
+
+
+def _memory(entries: Sequence[TensorEntry], n_together: int) -> int:
+    """The most memory that packing takes, bytes."""
+    # A tensor that is kept finely is in one group, however large.
+    largest = max((entry.numel for entry in entries if entry.kind == "fine"), default=0)
+    groups = n_together * _GROUP_BYTES * max(GROUP_SIZE, largest)
+    return max(peak_bytes(), _LIBRARIES_BYTES + groups)
