@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from wcompress.compiled import compiled
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.entropy.histogram import ArrayDecoder, Histogram, encode_arrays, entropy_bits, fit_histogram
 from wcompress.errors import ArchiveError
@@ -38,6 +39,8 @@ MAX_GROWTH = 32768  # a zstd block of at least 4 bytes restores at most 128 KiB
 _MAX_PALETTE = 1 << 16
 _THOROUGH_ZSTD = 1 << 16  # bytes up to which zstd may take its time
 _PATIENT_ZSTD = 1 << 21  # and up to which it may where nothing else does
+_PIECES, _PIECE = 16, 1 << 12
+_RANDOM_LACKS = 300
 _BYTE: Kind = np.dtype(np.uint8)
 
 
@@ -47,10 +50,13 @@ def pack_array(words: Words) -> bytes:
     Args:
         words: little-endian uint8, uint16, uint32 or uint64 `[n]`.
     """
-    data, size = words.tobytes(), words.itemsize
+    size = words.itemsize
+    if len(words) > 1 and words[0] == words[-1] and (words == words[0]).all():
+        return bytes([FILL]) + words[:1].tobytes()
+    data = words.tobytes()
     best = bytes([STORED]) + data
-    if len(words) > 1 and (words == words[0]).all():
-        return bytes([FILL]) + data[:size]
+    if size == 1 and _looks_random(words):
+        return best
     if size > 1:
         planes = np.frombuffer(data, np.uint8).reshape(-1, size)
         best = min(best, bytes([PLANES]) + b"".join(pack_array(planes[:, k].copy()) for k in range(size)), key=len)
@@ -88,6 +94,23 @@ def pack_zstd(data: bytes, limit: int, quick: int) -> bytes | None:
 
 def _zstd(data: bytes, level: int) -> bytes:
     return zstandard.ZstdCompressor(level=level, write_content_size=False).compress(data)
+
+
+def _looks_random(data: Bytes) -> bool:
+    """Whether pieces of much data show neither a value that is more frequent than others, nor anything to zstd."""
+    if len(data) < 2 * _PIECES * _PIECE:
+        return False
+    some = pieces(data)
+    counts = np.bincount(np.frombuffer(some, np.uint8), minlength=256)
+    # Random bytes show about 128 · log₂ e bits less than there are.
+    return entropy_bits(counts)[0] > 8 * len(some) - _RANDOM_LACKS and quick_zstd_bytes(some) >= len(some)
+
+
+def pieces(words: Words) -> bytes:
+    """64 KiB from all over words that take more."""
+    size = _PIECE // words.itemsize
+    starts = (k * (len(words) - size) // (_PIECES - 1) for k in range(_PIECES))
+    return b"".join(words[start : start + size].tobytes() for start in starts)
 
 
 def quick_zstd_bytes(data: bytes) -> int:
@@ -158,8 +181,9 @@ def pack_numbers(values: Words, n_bits: int) -> bytes:
     raw = values.view(np.uint8).reshape(-1, values.itemsize)
     parts = [pack_array(raw[:, k].copy()) for k in range(n_bits // 8)]
     if n_bits % 8:
-        bits = np.unpackbits(raw[:, n_bits // 8].copy()[:, None], axis=1)[:, 8 - n_bits % 8 :]
-        parts.append(pack_array(np.packbits(bits)))
+        bits = np.empty(-(-len(values) * (n_bits % 8) // 8), np.uint8)
+        _join_bits(raw[:, n_bits // 8], n_bits % 8, bits)
+        parts.append(pack_array(bits))
     return b"".join(parts)
 
 
@@ -169,9 +193,39 @@ def unpack_numbers(cursor: ByteCursor, n_words: int, n_bits: int, kind: Kind) ->
     for k in range(n_bits // 8):
         raw[:, k] = unpack_array(cursor, n_words, _BYTE)
     if n_bits % 8:
-        bits = unpack_bits(cursor, n_words * (n_bits % 8)).reshape(n_words, n_bits % 8)
-        raw[:, n_bits // 8] = np.packbits(bits, axis=1)[:, 0] >> (8 - n_bits % 8)
+        _split_bits(unpack_array(cursor, -(-n_words * (n_bits % 8) // 8), _BYTE), n_bits % 8, raw[:, n_bits // 8])
     return raw.reshape(-1).view(kind)
+
+
+@compiled()
+def _join_bits(values: Bytes, n_bits: int, out: Bytes) -> None:
+    # The lowest bits of each value, one after the other, the highest bit first; 1 to 7 each.
+    mask = (1 << n_bits) - 1
+    held, n_held, at = 0, 0, 0
+    for i in range(len(values)):
+        held = held << n_bits | (values[i] & mask)
+        n_held += n_bits
+        if n_held >= 8:
+            n_held -= 8
+            out[at] = held >> n_held & 0xFF
+            held &= 0xFF
+            at += 1
+    if n_held:
+        out[at] = held << (8 - n_held) & 0xFF
+
+
+@compiled()
+def _split_bits(packed: Bytes, n_bits: int, values: Bytes) -> None:
+    # Undo `_join_bits`.
+    mask = (1 << n_bits) - 1
+    held, n_held, at = 0, 0, 0
+    for i in range(len(values)):
+        if n_held < n_bits:
+            held = (held & 0xFF) << 8 | packed[at]
+            n_held += 8
+            at += 1
+        n_held -= n_bits
+        values[i] = held >> n_held & mask
 
 
 def _n_distinct(values: Words) -> int:
@@ -181,9 +235,30 @@ def _n_distinct(values: Words) -> int:
 def runs_repeat(words: Words) -> bool:
     """Whether many runs of three magnitudes occur more than once in the words `[n]`."""
     some = words[: 1 << 17] & words.dtype.type((1 << (8 * words.itemsize - 1)) - 1)
-    hashed = some.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    runs = hashed[:-2] ^ hashed[1:-1] >> np.uint64(9) ^ hashed[2:] >> np.uint64(21)
-    return len(runs) > 0 and _n_distinct(runs) < 0.8 * len(runs)
+    n_runs = len(some) - 2
+    return n_runs > 0 and _n_runs(some.astype(np.uint64)) < 0.8 * n_runs
+
+
+@compiled()
+def _n_runs(values: npt.NDArray[np.uint64]) -> int:
+    # How many different runs of three there are, by their hashes.
+    n_places = 4
+    while n_places < 2 * len(values):
+        n_places *= 2
+    found = np.zeros(n_places, np.uint32)
+    n_distinct = 0
+    for i in range(len(values) - 2):
+        mixed = values[i] * np.uint64(0x9E3779B97F4A7C15)
+        mixed = ((mixed ^ mixed >> np.uint64(29)) + values[i + 1]) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = ((mixed ^ mixed >> np.uint64(32)) + values[i + 2]) * np.uint64(0x94D049BB133111EB)
+        mark = np.uint32(mixed >> np.uint64(32)) | np.uint32(1)
+        place = np.int64(mixed ^ mixed >> np.uint64(40)) & (n_places - 1)
+        while found[place] != 0 and found[place] != mark:
+            place = (place + 1) & (n_places - 1)
+        if found[place] == 0:
+            found[place] = mark
+            n_distinct += 1
+    return n_distinct
 
 
 def pack_palettes(words: Words) -> list[bytes]:

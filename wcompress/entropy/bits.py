@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 from wcompress.errors import ArchiveError
 
 _MAX_PREFIX = 40
+_WINDOW_BYTES = 8
+_WINDOW_MASK = (1 << 8 * _WINDOW_BYTES) - 1
 
 
 def zigzag(value: int) -> int:
@@ -15,6 +19,14 @@ def zigzag(value: int) -> int:
 def unzigzag(value: int) -> int:
     """Undo `zigzag`."""
     return value >> 1 if value % 2 == 0 else -(value + 1) >> 1
+
+
+@functools.lru_cache(1 << 12)
+def _exp_golomb(value: int, k: int) -> str:
+    head = (value >> k) + 1
+    n_bits = head.bit_length() - 1
+    low = format(value & ((1 << k) - 1), f"0{k}b") if k else ""
+    return "1" * n_bits + "0" + bin(head)[3:] + low
 
 
 class BitWriter:
@@ -37,10 +49,7 @@ class BitWriter:
 
     def write_exp_golomb(self, value: int, k: int = 0) -> None:
         """A non-negative number: the bit length of (value ≫ k) + 1 in unary, then its bits, then k bits."""
-        head = (value >> k) + 1
-        self._bits.append("1" * (head.bit_length() - 1) + "0")
-        self.write(head, head.bit_length() - 1)
-        self.write(value, k)
+        self._bits.append(_exp_golomb(value, k))
 
     def extend(self, other: BitWriter) -> None:
         """All bits of another writer."""
@@ -64,10 +73,14 @@ class BitReader:
     Args:
         data: the bytes.
         place: what they are, for error messages.
+
+    Attributes:
+        data: as given.
+        position: of the next bit.
     """
 
     def __init__(self, data: bytes, place: str) -> None:
-        self._data = data
+        self.data = data
         self._place = place
         self.position = 0
 
@@ -78,19 +91,23 @@ class BitReader:
             ArchiveError: fewer are left.
         """
         end = self.position + n_bits
-        if end > 8 * len(self._data):
+        if end > 8 * len(self.data):
             raise ArchiveError(f"{self._place}: ends at bit {self.position}; the archive is damaged")
         first, last = self.position >> 3, (end + 7) >> 3
-        window = int.from_bytes(self._data[first:last], "big") >> (8 * last - end)
+        window = int.from_bytes(self.data[first:last], "big") >> (8 * last - end)
         self.position = end
         return window & ((1 << n_bits) - 1)
 
     def _ones(self) -> int:
-        n_ones = 0
-        while self.read(1):
-            n_ones += 1
-            if n_ones > _MAX_PREFIX:
-                raise ArchiveError(f"{self._place}: a number is too long; the archive is damaged")
+        # Of a window of whole bytes; what is missing at the end counts as 0, and is missed when that 0 is read.
+        first, skipped = self.position >> 3, self.position & 7
+        window = int.from_bytes(self.data[first : first + _WINDOW_BYTES].ljust(_WINDOW_BYTES, b"\0"), "big")
+        zeros = ~window & _WINDOW_MASK >> skipped
+        n_ones = 8 * _WINDOW_BYTES - skipped - zeros.bit_length()
+        if n_ones > _MAX_PREFIX and self.position + n_ones <= 8 * len(self.data):
+            raise ArchiveError(f"{self._place}: a number is too long; the archive is damaged")
+        self.position += n_ones
+        self.read(1)
         return n_ones
 
     def read_rice(self, k: int) -> int:
@@ -109,6 +126,6 @@ class BitReader:
         Raises:
             ArchiveError: more is left, or the filling is not zero.
         """
-        n_left = 8 * len(self._data) - self.position
+        n_left = 8 * len(self.data) - self.position
         if n_left >= 8 or self.read(n_left):
             raise ArchiveError(f"{self._place}: {n_left} bits too many; the archive is damaged")

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.compiled import compiled
-from wcompress.entropy.tables import SLOT_BITS, FrequencyTable
+from wcompress.entropy.ans import opened, take
+from wcompress.entropy.tables import FrequencyTable
 from wcompress.errors import ArchiveError
 
 Ints = npt.NDArray[np.int32]
@@ -73,9 +74,7 @@ class Decoder:
         if len(self._words) and self._words[-1] == 0:
             raise ArchiveError(f"{place}: the stream ends in a zero word; the archive is damaged")
         # The coder's state, and how many words are left.
-        self._at = np.array([0, len(self._words)], np.uint64)
-        _refill(self._words, self._at)
-        _refill(self._words, self._at)
+        self._at = opened(self._words)
 
     def take(self, n_symbols: int, table: FrequencyTable) -> Ints:
         """The next symbols.
@@ -88,7 +87,7 @@ class Decoder:
         if n_symbols == 0 or table.limit == 0:
             return np.zeros(n_symbols, np.int32)
         symbols = np.empty(n_symbols, np.int32)
-        _take(self._words, self._at, table.bounds, table.first_of_slot, -table.limit, symbols)
+        take(self._words, self._at, table.bounds, table.first_of_slot, -table.limit, symbols)
         return symbols
 
     def take_bits(self, n_values: int, n_bits: int) -> Ints:
@@ -106,37 +105,6 @@ class Decoder:
             if size > 1:
                 _take_uniform(self._words, self._at, size, value)
             yield int(value[0]) if size > 1 else 0
-
-
-def _refill(words: Words, at: npt.NDArray[np.uint64]) -> None:
-    if at[1]:
-        at[1] -= np.uint64(1)
-        at[0] = at[0] << np.uint64(32) | np.uint64(words[int(at[1])])
-
-
-@compiled()
-def _take(
-    words: Words,
-    at: npt.NDArray[np.uint64],
-    bounds: npt.NDArray[np.uint32],
-    first_of_slot: npt.NDArray[np.uint16],
-    lowest: int,
-    out: Ints,
-) -> None:
-    # The state's lower 24 bits lie in a symbol's range; what is above and the place within it make the next state.
-    state, left = at[0], np.int64(at[1])
-    for i in range(len(out)):
-        place = np.uint32(state & np.uint64(0xFFFFFF))
-        symbol = np.int64(first_of_slot[place >> np.uint32(SLOT_BITS)])
-        while bounds[symbol + 1] <= place:
-            symbol += 1
-        low = bounds[symbol]
-        state = (state >> np.uint64(24)) * np.uint64(bounds[symbol + 1] - low) + np.uint64(place - low)
-        if state < np.uint64(1 << 32) and left > 0:
-            left -= 1
-            state = (state << np.uint64(32)) | np.uint64(words[left])
-        out[i] = symbol + lowest
-    at[0], at[1] = state, np.uint64(left)
 
 
 @compiled()

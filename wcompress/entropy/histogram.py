@@ -17,10 +17,11 @@ import functools
 import math
 from dataclasses import dataclass
 
-import constriction
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.compiled import compiled
+from wcompress.entropy.ans import Bounds, Slots, bounds_of, first_of_slot, opened, put, take
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.errors import ArchiveError
 
@@ -33,6 +34,7 @@ MAX_SYMBOLS = 4096  # of a table
 _STEPS = 4
 _MAX_LEVEL = 20 * _STEPS
 _FIRST_BOUND = 1 << 24
+_NEAR, _NOT_RARE = 8, 4
 _MAX_CODED = 1 << 31
 # round(2^20 · 2^(−f/4)); part of the format.
 _FRACTIONS = np.array([1048576, 881744, 741455, 623487], dtype=np.int64)
@@ -59,6 +61,16 @@ class Histogram:
         levels = np.array(head + self.levels, dtype=np.int64)
         weights: Longs = _FRACTIONS[levels & 3] >> (levels >> 2)
         return weights
+
+    @functools.cached_property
+    def bounds(self) -> Bounds:
+        """Where the weights' ranges begin among 2^24 places, and where the last ends, `[n_weights + 1]`."""
+        return bounds_of(self.weights)
+
+    @functools.cached_property
+    def slots(self) -> Slots:
+        """The index of the weight that the first of each 2^12 places belongs to, `[2^12]`."""
+        return first_of_slot(self.bounds)
 
     @property
     def shift(self) -> int:
@@ -93,10 +105,13 @@ class Histogram:
         first = unzigzag(data.read_exp_golomb(5))
         if abs(first) > _FIRST_BOUND:
             raise ArchiveError(f"frequency table: symbol {first} is impossible; the archive is damaged")
-        levels = [_checked(data.read(7))]
-        for index in range(1, n_symbols):
-            levels.append(_checked(_expected(levels[-1], first + index, octave) + unzigzag(data.read_exp_golomb(0))))
-        return cls(first, tuple(levels), special_level)
+        levels = np.empty(n_symbols, np.int64)
+        levels[0] = _checked(data.read(7))
+        position = _read_levels(np.frombuffer(data.data, np.uint8), data.position, first, octave, levels)
+        if position < 0:
+            raise ArchiveError(f"frequency table: its {n_symbols} levels cannot be read; the archive is damaged")
+        data.position = position
+        return cls(first, tuple(levels.tolist()), special_level)
 
 
 def _checked(level: int) -> int:
@@ -105,18 +120,35 @@ def _checked(level: int) -> int:
     return level
 
 
+@compiled()
+def _read_levels(data: npt.NDArray[np.uint8], position: int, first: int, octave: int, levels: Longs) -> int:
+    # All levels but the first; the position behind them, or −1 where they end early or one is impossible.
+    end = 8 * len(data)
+    for index in range(1, len(levels)):
+        n_bits = 0
+        while position < end and data[position >> 3] >> (7 - (position & 7)) & 1:
+            n_bits += 1
+            position += 1
+        position += 1
+        if n_bits > 8 or position + n_bits > end:  # no difference takes more
+            return -1
+        head = 1
+        for _ in range(n_bits):
+            head = head << 1 | (data[position >> 3] >> (7 - (position & 7)) & 1)
+            position += 1
+        number = head - 1
+        change = number >> 1 if number % 2 == 0 else -(number + 1) >> 1
+        before = levels[index - 1]
+        if octave and (first + index) % octave == 0:
+            before = max(before - _STEPS, 0)
+        if not 0 <= before + change <= _MAX_LEVEL:
+            return -1
+        levels[index] = before + change
+    return position
+
+
 def _expected(before: int, symbol: int, octave: int) -> int:
     return max(before - _STEPS, 0) if octave and symbol % octave == 0 else before
-
-
-@functools.cache
-def _transition_bits(fall: int) -> Floats:
-    # Bits of writing level l after level k, `[l, k]`.
-    levels = np.arange(_MAX_LEVEL + 1)
-    difference = levels[:, None] - np.maximum(levels[None, :] - fall, 0)
-    head = np.where(difference >= 0, 2 * difference, -2 * difference - 1) + 1
-    bits: Floats = 2.0 * np.floor(np.log2(head)) + 1.0
-    return bits
 
 
 def fit_histogram(counts: Longs, first: int, octave: int = 0, special: int | None = None) -> Histogram:
@@ -140,20 +172,50 @@ def fit_histogram(counts: Longs, first: int, octave: int = 0, special: int | Non
     levels = np.arange(min(_MAX_LEVEL, math.ceil(_STEPS * math.log2(total)) + 4 * _STEPS) + 1)
     # Bits under frequencies that need not add up to 1: log Z ≤ Z − 1, with equality for those that do.
     filling = total * np.exp2(-levels / _STEPS) / np.log(2)
-    best = counts[0] * levels / _STEPS + filling
-    costs = counts[:, None] * (levels / _STEPS) + filling
-    choices = np.zeros((len(counts), len(levels)), dtype=np.int64)
-    paths = np.empty((len(levels), len(levels)))
-    for index in range(1, len(counts)):
+    chosen = np.empty(len(counts), np.int64)
+    _choose_levels(counts.astype(np.float64), total, first, octave, filling, chosen)
+    return Histogram(first, tuple(chosen.tolist()), special_level)
+
+
+@compiled()
+def _choose_levels(counts: Floats, total: int, first: int, octave: int, filling: Floats, chosen: Longs) -> None:
+    # The cheapest levels: those of each symbol after each level of the one before. A change by more than `_NEAR` is
+    # looked at from the best level before only, and of a symbol that is not rare only levels near its own.
+    n_levels = len(filling)
+    best, after = np.full(n_levels, np.inf), np.full(n_levels, np.inf)
+    choices = np.zeros((len(counts), n_levels), np.uint8)
+    low_before, high_before, cheapest = 0, 0, 0
+    for index in range(len(counts)):
+        low, high = 0, n_levels
+        if counts[index] >= _NOT_RARE:
+            own = round(_STEPS * np.log2(total / counts[index]))
+            low, high = max(min(own, n_levels - 1) - _NEAR, 0), min(own + _NEAR + 1, n_levels)
         fall = _STEPS if octave and (first + index) % octave == 0 else 0
-        np.add(_transition_bits(fall)[: len(levels), : len(levels)], best, out=paths)
-        choice = paths.argmin(1)
-        choices[index] = choice
-        best = paths[levels, choice] + costs[index]
-    chosen = [int(best.argmin())]
+        for level in range(low, high):
+            least, choice = 0.0, 0
+            if index:
+                least, choice = best[cheapest] + _change_bits(level - max(cheapest - fall, 0)), cheapest
+            for before in range(max(level + fall - _NEAR, low_before), min(level + fall + _NEAR + 1, high_before)):
+                bits = best[before] + _change_bits(level - max(before - fall, 0))
+                if bits < least:
+                    choice, least = before, bits
+            choices[index, level] = choice
+            after[level] = least + counts[index] * level / _STEPS + filling[level]
+        best, after = after, best
+        low_before, high_before = low, high
+        cheapest = low + int(np.argmin(best[low:high]))
+    chosen[-1] = cheapest
     for index in range(len(counts) - 1, 0, -1):
-        chosen.append(int(choices[index, chosen[-1]]))
-    return Histogram(first, tuple(reversed(chosen)), special_level)
+        chosen[index - 1] = choices[index, chosen[index]]
+
+
+@compiled()
+def _change_bits(change: int) -> float:
+    # Of the Exp-Golomb code (k = 0) of the zigzagged number.
+    bits, magnitude = 1, abs(change)
+    while magnitude:
+        bits, magnitude = bits + 2, magnitude >> 1
+    return bits
 
 
 def entropy_bits(counts: Longs) -> tuple[float, float]:
@@ -162,19 +224,16 @@ def entropy_bits(counts: Longs) -> tuple[float, float]:
     return float(-(used * np.log2(used / used.sum())).sum()), 2.0 * len(used) + 20.0
 
 
-def _model(weights: Longs) -> constriction.stream.model.Categorical:
-    # Whole numbers below 2^53 make the same model on every machine; `perfect` is a search that need not.
-    return constriction.stream.model.Categorical(weights.astype(np.float64), perfect=False)
-
-
 def encode_arrays(parts: list[tuple[npt.NDArray[np.integer], Histogram]]) -> bytes:
     """One stream of arrays of indices into their tables' weights; tables of one symbol take no room."""
-    coder = constriction.stream.stack.AnsCoder()
-    for indices, table in reversed(parts):
-        if len(indices) and len(table.weights) > 1:
-            coder.encode_reverse(np.ascontiguousarray(indices, dtype=np.int32), _model(table.weights))
-    # The last word's leading zero bytes need not be kept.
-    return bytes(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+    coded = [(indices, table) for indices, table in parts if len(indices) and len(table.weights) > 1]
+    words = np.empty(sum(len(indices) for indices, _ in coded) + 2, np.uint32)
+    at = np.zeros(2, np.uint64)
+    for indices, table in reversed(coded):
+        put(indices, table.bounds, at, words)
+    state, n_words = int(at[0]), int(at[1])
+    # Leading zero bytes of the last word need not be kept.
+    return bytes(words[:n_words].astype("<u4").tobytes() + state.to_bytes(8, "little")).rstrip(b"\0")
 
 
 class ArrayDecoder:
@@ -194,8 +253,8 @@ class ArrayDecoder:
         self._place = place
         if data.endswith(b"\0"):
             raise ArchiveError(f"{place}: the stream ends in a zero byte; the archive is damaged")
-        words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
-        self._coder = constriction.stream.stack.AnsCoder(words)
+        self._words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
+        self._at = opened(self._words)
 
     def take(self, n_symbols: int, table: Histogram) -> Ints:
         """The next indices into the table's weights, int32 `[n_symbols]`.
@@ -203,15 +262,21 @@ class ArrayDecoder:
         Raises:
             ArchiveError: the table is empty, or they are more than any stream holds.
         """
-        if not 0 <= n_symbols < _MAX_CODED or (n_symbols and not len(table.weights)):
-            n_kinds = len(table.weights)
-            raise ArchiveError(f"{self._place}: {n_symbols} symbols of {n_kinds} kinds; the archive is damaged")
-        if n_symbols == 0 or len(table.weights) == 1:
-            return np.zeros(n_symbols, np.int32)
-        try:
-            indices: Ints = self._coder.decode(_model(table.weights), n_symbols)
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException as error:  # a panic in constriction is no Exception
-            raise ArchiveError(f"{self._place}: its symbols cannot be decoded; the archive is damaged") from error
+        if not 0 <= n_symbols < _MAX_CODED:
+            raise ArchiveError(f"{self._place}: {n_symbols} symbols; the archive is damaged")
+        indices = np.empty(n_symbols, np.int32)
+        self.take_into(indices, table)
         return indices
+
+    def take_into(self, indices: Ints, table: Histogram) -> None:
+        """The next indices into the table's weights, into an array `[n]`.
+
+        Raises:
+            ArchiveError: the table is empty.
+        """
+        if len(indices) and not len(table.weights):
+            raise ArchiveError(f"{self._place}: {len(indices)} symbols of 0 kinds; the archive is damaged")
+        if len(table.weights) > 1:
+            take(self._words, self._at, table.bounds, table.slots, 0, indices)
+        else:
+            indices[:] = 0

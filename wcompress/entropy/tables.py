@@ -8,14 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.entropy.ans import bounds_of, first_of_slot
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.errors import ArchiveError
 
 MAX_MAGNITUDE = 2047
-SLOT_BITS = 12
-"""The decoder looks a place among 2^24 up by what is above so many bits of it."""
-
-_PRECISION = 24
 _STEPS_PER_OCTAVE = 8
 # round(2^16 · 2^(−f/8)); part of the format.
 _FRACTIONS = np.array([65536, 60097, 55109, 50535, 46341, 42495, 38968, 35734], dtype=np.int64)
@@ -51,17 +48,12 @@ class FrequencyTable:
     @functools.cached_property
     def bounds(self) -> npt.NDArray[np.uint32]:
         """Where the ranges of −m … m begin among 2^24 places, and where the last ends, `[2m + 2]`."""
-        weights = self.weights
-        factor = float((1 << _PRECISION) - len(weights)) / float(weights.sum())
-        starts = np.floor(factor * np.cumsum(weights[:-1]).astype(np.float64)).astype(np.int64)
-        inner = starts + np.arange(1, len(weights))
-        return np.concatenate([[0], inner, [1 << _PRECISION]]).astype(np.uint32)
+        return bounds_of(self.weights)
 
     @functools.cached_property
     def first_of_slot(self) -> npt.NDArray[np.uint16]:
         """The symbol, counted from −m, that the first of each 2^12 places belongs to, `[2^12]`."""
-        places = np.arange(0, 1 << _PRECISION, 1 << SLOT_BITS)
-        return (np.searchsorted(self.bounds, places, side="right") - 1).astype(np.uint16)
+        return first_of_slot(self.bounds)
 
     @functools.cached_property
     def bits(self) -> npt.NDArray[np.float64]:

@@ -34,6 +34,7 @@ from wcompress.entropy.arrays import (
     pack_array,
     pack_palettes,
     pack_zstd,
+    pieces,
     quick_zstd_bytes,
     runs_repeat,
     unpack_array,
@@ -44,6 +45,9 @@ from wcompress.fidelity import as_bytes
 from wcompress.wire import ByteCursor, encode_varint
 
 _MAX_CODED_GROWTH = 1024
+_MUCH = 1 << 18  # bytes of which pieces are looked at first
+_FAR_FROM_IT = 1.12
+"""How much longer zstd's haste may be than a unit for zstd or a palette to be worth a closer look."""
 
 
 def encode_lossless(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -109,12 +113,19 @@ def pack_unit(
         shape: of the tensor whose elements they are.
         max_growth: how many times a unit's length the words may be, unless it is of form 0 or 1.
     """
+    n_bytes = words.nbytes
+    best = pack_array(words) if layout is None else pack_fields(words, layout, shape)
+    repeats = runs_repeat(words)
+    if n_bytes >= _MUCH and not repeats and best[0] != ZSTD and n_bytes <= max_growth * len(best):
+        some = pieces(words)
+        if quick_zstd_bytes(some) * n_bytes > _FAR_FROM_IT * len(best) * len(some):
+            return best if len(best) <= n_bytes else bytes([STORED]) + words.tobytes()
     data = words.tobytes()
     quick = quick_zstd_bytes(data)
-    units = [pack_array(words) if layout is None else pack_fields(words, layout, shape)]
-    if quick < 1.1 * len(units[0]) or runs_repeat(words):
+    units = [best]
+    if quick < 1.1 * len(best) or repeats:
         units += pack_palettes(words)
-    allowed = [unit for unit in units if unit[0] == ZSTD or len(data) <= max_growth * len(unit)]
+    allowed = [unit for unit in units if unit[0] == ZSTD or n_bytes <= max_growth * len(unit)]
     best = min([*allowed, bytes([STORED]) + data], key=len)
     packed = pack_zstd(data, len(best), quick)
     return min(best, packed, key=len) if packed else best

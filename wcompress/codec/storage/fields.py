@@ -25,14 +25,13 @@ its octave ⌊S / P⌋. A symbol u stands for the exponent and the first b manti
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from wcompress.codec.storage.field_scales import SPECIAL, chosen_scales, class_sizes, counted, gathered, placed
 from wcompress.entropy.arrays import (
     Kind,
     Words,
@@ -48,21 +47,16 @@ from wcompress.entropy.histogram import (
     ArrayDecoder,
     Histogram,
     encode_arrays,
-    entropy_bits,
     fit_histogram,
 )
 from wcompress.errors import ArchiveError
 from wcompress.wire import ByteCursor, encode_varint
 
-Ints = npt.NDArray[np.int32]
-Longs = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 FIELDS = 6
 _MAX_TOP_BITS = 4
-_MAX_SCALE = 40  # octaves; sums of products of two such scales stay in float32
-_SAMPLE = 1 << 16  # elements that suffice to choose how to code a tensor
+_ROW = 1 << 10  # elements that are looked at together where rows mean nothing
 
 
 class Layout(NamedTuple):
@@ -92,63 +86,6 @@ def words_of(dtype: torch.dtype) -> tuple[Kind, Layout | None]:
     return np.dtype(f"<u{dtype.itemsize // n_parts}"), _LAYOUTS.get(_COMPONENTS.get(name, name))
 
 
-@dataclass(frozen=True)
-class _Scales:
-    # Scales in steps of 1/P octave: of rows of `width` elements, and of columns; None where absent.
-    width: int
-    n_classes: int
-    rows: Longs | None
-    columns: Longs | None
-
-    def split(self, n_words: int) -> tuple[Ints, npt.NDArray[np.int8]]:
-        """Octave and class of each element."""
-        scale = np.zeros((-(-n_words // self.width), self.width), np.int32)
-        if self.rows is not None:
-            scale += self.rows.astype(np.int32)[:, None]
-        if self.columns is not None:
-            scale += self.columns.astype(np.int32)[None, :]
-        flat = scale.reshape(-1)[:n_words]
-        return flat >> (self.n_classes.bit_length() - 1), (flat & (self.n_classes - 1)).astype(np.int8)
-
-    def sides(self) -> list[Longs]:
-        """The arrays of scales."""
-        return [side for side in (self.rows, self.columns) if side is not None]
-
-
-_NO_SCALES = _Scales(1, 1, None, None)
-
-
-@dataclass(frozen=True)
-class _Heads:
-    # Exponent and first mantissa bits of elements.
-    values: Ints
-    top: int  # mantissa bits in `values`
-    special: Mask | None
-
-    def sample(self, width: int, picked: npt.NDArray[np.intp]) -> _Heads:
-        """The elements of some rows of `width` elements."""
-        special = None if self.special is None else _rows(self.special, width)[picked].reshape(-1)
-        return _Heads(_rows(self.values, width)[picked].reshape(-1), self.top, special)
-
-    def counts(self, octave: Ints, cls: npt.NDArray[np.int8], n_classes: int) -> tuple[int, Longs, Longs]:
-        """Lowest symbol, occurrences of symbols by class `[P, …]`, occurrences of the special symbol `[P]`."""
-        symbols = self.values - (octave << self.top)
-        rare = np.zeros(n_classes, np.int64)
-        if self.special is not None:
-            rare = np.bincount(cls[self.special], minlength=n_classes)
-            symbols, cls = symbols[~self.special], cls[~self.special]
-        first = int(symbols.min(initial=1 << 24)) >> self.top << self.top
-        width = ((int(symbols.max(initial=first)) - first >> self.top) + 1) << self.top
-        symbols -= np.int32(first)
-        if n_classes > 1:
-            symbols = symbols + cls * np.int64(width)
-        return first, np.bincount(symbols, minlength=n_classes * width).reshape(-1, width), rare
-
-
-def _rows(array: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
-    return array[: len(array) // width * width].reshape(-1, width)
-
-
 def pack_fields(words: Words, layout: Layout, shape: tuple[int, ...]) -> bytes:
     """Floats `[n]` in form 6, or as an array where their exponents are too many for a table.
 
@@ -159,23 +96,24 @@ def pack_fields(words: Words, layout: Layout, shape: tuple[int, ...]) -> bytes:
     """
     n_mantissa = layout.mantissa
     top = min(_MAX_TOP_BITS, n_mantissa)
-    sign_at = words.dtype.type(layout.exponent + n_mantissa)
-    magnitudes = words & words.dtype.type((1 << int(sign_at)) - 1)
-    values = (magnitudes >> words.dtype.type(n_mantissa - top)).astype(np.int32)
-    tiny: Mask = values < 1 << top
-    zero_mode = 0
-    if tiny.any() and not magnitudes[tiny].any():
-        zero_mode = 1 if words[tiny].any() else 2
-    special = tiny if zero_mode else None
+    kind = words.dtype.type
+    sign_at = kind(layout.exponent + n_mantissa)
+    heads = (words >> kind(n_mantissa - top)).astype(np.uint16) & np.uint16((1 << (layout.exponent + top)) - 1)
+    zero_mode, special = 0, None
+    if heads.min() < 1 << top:
+        tiny: Mask = heads < 1 << top
+        if not (words[tiny] << kind(1)).any():
+            zero_mode = 1 if words[tiny].any() else 2
+            special = tiny
     used = int(np.bitwise_or.reduce(words)) | 1 << n_mantissa
     n_zeros = (used & -used).bit_length() - 1
-    heads = _Heads(values, top, special)
-    scales, n_top = _choose(heads, _candidates(values, top, layout, shape), n_zeros, n_mantissa)
-    octave, cls = scales.split(len(words))
-    heads = _Heads(values >> (top - n_top), n_top, special)
-    first, counts, rare = heads.counts(octave, cls, scales.n_classes)
-    if counts.shape[1] > MAX_SYMBOLS:  # the sample did not show it
+    scales, n_top = chosen_scales(heads, shape, layout.exponent, n_mantissa, top, n_zeros, zero_mode > 0)
+    heads >>= np.uint16(top - n_top)
+    rows, columns = scales.of(0, -(-len(words) // scales.width))
+    first, counts = counted(heads, rows, columns, scales.n_classes, n_top, zero_mode > 0)
+    if counts.shape[1] - 1 > MAX_SYMBOLS:  # the sample did not show it
         return pack_array(words)
+    symbols, bounds = placed(heads, scales, n_top, zero_mode > 0, first, counts)
     n_zeros = min(n_zeros, n_mantissa - n_top)
     out = BitWriter()
     parts: list[tuple[npt.NDArray[np.integer], Histogram]] = []
@@ -184,88 +122,25 @@ def pack_fields(words: Words, layout: Layout, shape: tuple[int, ...]) -> bytes:
         table = fit_histogram(np.bincount(side - lowest), lowest)
         table.write(out)
         parts.append((side - table.shift, table))
-    symbols = heads.values - (octave << n_top)
     for number in range(scales.n_classes):
-        table = fit_histogram(counts[number], first, 1 << n_top, int(rare[number]) if zero_mode else None)
+        own = symbols[bounds[number] : bounds[number + 1]]
+        rare = int(counts[number, -1]) if zero_mode else None
+        table = fit_histogram(counts[number, :-1], first, 1 << n_top, rare)
         table.write(out, 1 << n_top)
-        index = symbols - table.shift
-        if special is not None:
-            index[special] = 0
-        parts.append((index if scales.n_classes == 1 else index[cls == number], table))
+        index = own + np.uint16((first - table.shift) & 0xFFFF)
+        if rare:
+            index[own == SPECIAL] = 0
+        parts.append((index, table))
     head = bytes([FIELDS, n_top | zero_mode << 3 | (scales.n_classes.bit_length() - 1) << 5, n_zeros])
     if scales.sides():
         which = (scales.rows is not None) + 2 * (scales.columns is not None)
         head = bytes([head[0], head[1] | 0x80, head[2], which]) + encode_varint(scales.width)
     ordinary = words if special is None else words[~special]
     signs = (ordinary if zero_mode == 2 else words) >> sign_at != 0
-    rest = ordinary >> words.dtype.type(n_zeros)
+    rest = ordinary >> kind(n_zeros) if n_zeros else ordinary
     tail = pack_numbers(rest, n_mantissa - n_top - n_zeros)
     body = out.to_bytes() + encode_arrays(parts)
     return b"".join([head, encode_varint(len(body)), body, pack_bits(signs), tail])
-
-
-def _candidates(values: Ints, top: int, layout: Layout, shape: tuple[int, ...]) -> Iterable[_Scales]:
-    yield _NO_SCALES
-    n_words = len(values)
-    width = n_words // shape[0] if len(shape) > 1 else 64
-    if n_words < 256 or width < 8:
-        return
-    exponents = values >> top
-    usable = (exponents > 0) & (exponents < (1 << layout.exponent) - 1)
-    if not usable.any():
-        return
-    middle = int(np.median(exponents[usable][:_SAMPLE]))
-    # The same magnitudes, over 2^middle, as float32.
-    heads = np.clip(values - (middle << top), -_MAX_SCALE << top, _MAX_SCALE << top) + np.int32(127 << top)
-    sizes = (heads << np.int32(23 - top)).view(np.float32) * usable
-    n_rows = -(-n_words // width)
-    missing = n_rows * width - n_words
-    grid = np.pad(sizes, (0, missing)).reshape(n_rows, width)
-    known = np.pad(usable.astype(np.float32), (0, missing)).reshape(n_rows, width)
-    rows = rows_alone = _log_ratio(grid.sum(1), known.sum(1))
-    columns = np.zeros(width, np.float32)
-    for _ in range(3 if n_rows >= 8 else 0):
-        columns = _log_ratio(np.exp2(-rows) @ grid, known.sum(0))
-        columns = np.clip(columns - np.rint(columns.mean()), -_MAX_SCALE, _MAX_SCALE)
-        rows = _log_ratio(grid @ np.exp2(-columns), known.sum(1))
-    for n_classes in (1, 2, 4, 8):
-        steps = [np.rint(n_classes * side).astype(np.int64) for side in (rows_alone, rows, columns)]
-        yield _Scales(width, n_classes, steps[0], None)
-        if n_rows >= 8 and len(shape) > 1:
-            yield _Scales(width, n_classes, steps[1], steps[2])
-
-
-def _log_ratio(sums: Floats, counts: Floats) -> Floats:
-    # log₂(sum / count), and 0 where there is nothing.
-    ratio: Floats = np.log2(np.where(sums > 0, sums, 1) / np.where(sums > 0, counts, 1))
-    return np.clip(ratio, -_MAX_SCALE, _MAX_SCALE)
-
-
-def _choose(heads: _Heads, candidates: Iterable[_Scales], n_zeros: int, n_mantissa: int) -> tuple[_Scales, int]:
-    # Which scales, and how many mantissa bits with the exponent: by entropy, on a sample of rows.
-    n_words = len(heads.values)
-    best = float("inf"), _NO_SCALES, 0
-    for scales in candidates:
-        sample, some = heads, scales
-        if n_words >= 2 * _SAMPLE:
-            width = scales.width if scales.sides() else 64
-            n_rows = n_words // width
-            picked = np.arange(0, n_rows, max(min(n_words // _SAMPLE, n_rows // 8), 1))
-            sample = heads.sample(width, picked)
-            some = scales if scales.rows is None else replace(scales, rows=scales.rows[picked])
-        _, counts, rare = sample.counts(*some.split(len(sample.values)), scales.n_classes)
-        side_bits = sum(sum(entropy_bits(np.bincount(side - side.min()))) for side in scales.sides())
-        for n_top in range(heads.top, -1, -1):
-            # The special symbol's occurrences are the last column.
-            coded = [entropy_bits(row) for row in np.column_stack([counts, rare])]
-            kept = max(n_mantissa - n_top - n_zeros, 0) * int(counts.sum())
-            bits = sum(symbols for symbols, _ in coded) + kept
-            bits = bits * n_words / len(sample.values) + sum(table for _, table in coded) + side_bits
-            if bits < best[0] and counts.shape[1] <= MAX_SYMBOLS:
-                best = bits, scales, n_top
-            if n_top:
-                counts = counts.reshape(len(counts), -1, 2).sum(2)
-    return best[1:]
 
 
 def unpack_fields(cursor: ByteCursor, n_words: int, kind: Kind, layout: Layout) -> Words:
@@ -287,7 +162,7 @@ def unpack_fields(cursor: ByteCursor, n_words: int, kind: Kind, layout: Layout) 
     if zero_mode == 3 or n_low < 0 or (n_classes > 1 and not has_scales):
         raise ArchiveError("lossless: fields of impossible widths; the archive is damaged")
     which = cursor.take(1)[0] if has_scales else 0
-    width = cursor.varint() if has_scales else 1
+    width = cursor.varint() if has_scales else min(n_words, _ROW)
     if not 1 <= width <= n_words or which > 3 or (has_scales and not which):
         raise ArchiveError(f"lossless: scales {which} of rows of {width} elements; the archive is damaged")
     body = cursor.take(cursor.varint())
@@ -295,30 +170,33 @@ def unpack_fields(cursor: ByteCursor, n_words: int, kind: Kind, layout: Layout) 
     side_tables = [Histogram.read(bits) for side in (1, 2) if which & side]
     tables = [Histogram.read(bits, 1 << n_top, special=zero_mode > 0) for _ in range(n_classes)]
     decoder = ArrayDecoder(body[-(-bits.position // 8) :], "lossless")
-    sizes = [size for side, size in ((1, -(-n_words // width)), (2, width)) if which & side]
-    sides = [
-        decoder.take(size, table).astype(np.int64) + table.shift for size, table in zip(sizes, side_tables, strict=True)
-    ]
-    scales = _Scales(width, n_classes, sides[0] if which & 1 else None, sides[-1] if which & 2 else None)
-    octave, cls = scales.split(n_words)
+    n_rows = -(-n_words // width)
+    rows, columns = np.zeros(n_rows, np.int64), np.zeros(width, np.int64)
+    coded = [side for side, bit in ((rows, 1), (columns, 2)) if which & bit]
+    for side, table in zip(coded, side_tables, strict=True):
+        side[:] = decoder.take(len(side), table)
+        side += table.shift
+    sizes = np.empty(n_classes, np.int64)
+    class_sizes(n_words, rows, columns, sizes)
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
     symbols = np.empty(n_words, np.int32)
-    special = np.zeros(n_words, np.bool_)
-    for number, table in enumerate(tables):
-        inside = cls == number
-        index = decoder.take(int(np.count_nonzero(inside)), table)
-        symbols[inside] = index + table.shift
-        if zero_mode:
-            special[inside] = index == 0
-    # Sums stay far below 2^63: scales and symbols are below 2^25, b at most 7.
-    values = symbols.astype(np.int64) + (octave.astype(np.int64) << n_top)
-    values[special] = 0
-    if values.min() < 0 or values.max() >= 1 << (layout.exponent + n_top):
+    for table, start, stop in zip(tables, bounds[:-1], bounds[1:], strict=True):
+        decoder.take_into(symbols[start:stop], table)
+    shifts = np.array([table.shift for table in tables])
+    heads = np.empty(n_words, np.int32)
+    limit = 1 << (layout.exponent + n_top)
+    if not gathered(symbols, bounds[:-1], shifts, rows, columns, n_top, zero_mode > 0, limit, heads):
         raise ArchiveError("lossless: an exponent is out of range; the archive is damaged")
-    words = values.astype(kind) << kind.type(layout.mantissa - n_top)
-    sign_at, ordinary = kind.type(layout.exponent + layout.mantissa), ~special
+    special = heads < 0 if zero_mode else None
+    if special is not None:
+        heads[special] = 0
+    words = heads.astype(kind) << kind.type(layout.mantissa - n_top)
+    sign_at = kind.type(layout.exponent + layout.mantissa)
+    ordinary = slice(None) if special is None else ~special
+    n_ordinary = n_words if special is None else n_words - int(np.count_nonzero(special))
     if zero_mode == 2:
-        words[ordinary] |= unpack_bits(cursor, int(np.count_nonzero(ordinary))).astype(kind) << sign_at
+        words[ordinary] |= unpack_bits(cursor, n_ordinary).astype(kind) << sign_at
     else:
         words |= unpack_bits(cursor, n_words).astype(kind) << sign_at
-    words[ordinary] |= unpack_numbers(cursor, int(np.count_nonzero(ordinary)), n_low, kind) << kind.type(n_zeros)
+    words[ordinary] |= unpack_numbers(cursor, n_ordinary, n_low, kind) << kind.type(n_zeros)
     return words
