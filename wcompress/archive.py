@@ -20,7 +20,7 @@ from wcompress.wire import ByteCursor, encode_varint
 
 MAGIC = b"\x89WCZ"
 END_MAGIC = b"WCZ\n"
-VERSION = 6
+VERSION = 7
 
 SECTION_IDS = {
     "manifest": 1,

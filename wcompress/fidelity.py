@@ -224,6 +224,9 @@ class _Rows:
 
 def _rows(tensor: torch.Tensor, other: torch.Tensor, same: bool) -> _Rows:
     n_rows = tensor.shape[0] if tensor.ndim > 1 else 1
+    found = _energy_of_finite(tensor) if same else None
+    if found is not None:
+        return _Rows(np.array([found]), np.zeros(1), 0.0)
     w, restored = (computable(some).reshape(n_rows, -1).numpy() for some in (tensor, other))
     signal, noise = np.zeros((2, n_rows))
     largest: float | None = None
@@ -246,6 +249,15 @@ def _rows(tensor: torch.Tensor, other: torch.Tensor, same: bool) -> _Rows:
             if finite.any():
                 largest = max(largest or 0.0, farthest(error.reshape(-1)))
     return _Rows(signal, noise, largest)
+
+
+def _energy_of_finite(tensor: torch.Tensor) -> float | None:
+    # Σw², a part at a time; None where that is not finite, so that there is more to know.
+    flat, total = tensor.reshape(-1), 0.0
+    for first in range(0, len(flat), _PART):
+        part = computable(flat[first : first + _PART]).numpy().astype(np.float64)
+        total += float(np.einsum("i,i->", part, part))
+    return total if math.isfinite(total) else None
 
 
 def _sqnr_db(signal: float, noise: float) -> float:

@@ -13,9 +13,10 @@ import torch
 
 import wcompress
 from wcompress.codec.container import groups
-from wcompress.codec.container.manifest import GROUPED_VERSION, METHOD_VERSIONS
+from wcompress.codec.container.manifest import GROUPED_VERSION, METHOD_VERSIONS, QUICK_VERSION
 
 FOLDER = Path(__file__).parent
+QUICK_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def golden_tensors() -> dict[str, torch.Tensor]:
@@ -44,12 +45,25 @@ def grouped_tensors() -> dict[str, torch.Tensor]:
     return golden_tensors() | {"table": table, "long": long, "numbers": torch.arange(2500), "tied.long": long}
 
 
-def write(name: str, tensors: dict[str, torch.Tensor], method: str) -> None:
+def quick_tensors() -> dict[str, torch.Tensor]:
+    """The same, and floats of every kind that are written for speed."""
+    generator = torch.Generator().manual_seed(22)
+    found = {
+        str(d).removeprefix("torch."): (torch.pi * torch.randn(70, 60, generator=generator).double()).to(d)
+        for d in QUICK_DTYPES
+    }
+    found["bfloat16"][3, 4], found["float32"][0, 0] = float("inf"), -0.0
+    return golden_tensors() | found
+
+
+def write(name: str, tensors: dict[str, torch.Tensor], method: str, effort: int = 5) -> None:
     """An archive and its expected content, unless they are there."""
     archive = FOLDER / f"{name}.wcz"
     if archive.exists():
         return
-    wcompress.pack(tensors, archive, method=method, block_size=64, latent_dim=4, hidden=(8,), effort=5, device="cpu")
+    wcompress.pack(
+        tensors, archive, method=method, block_size=64, latent_dim=4, hidden=(8,), effort=effort, device="cpu"
+    )
     restored = {name: tensor.clone() for name, tensor in wcompress.load(archive).items()}
     torch.save(restored, archive.with_suffix(".pt"))
 
@@ -58,7 +72,9 @@ def main() -> None:
     """Write what is missing."""
     for method, version in METHOD_VERSIONS.items():
         write(f"v{version}-{method}", golden_tensors(), method)
+    write(f"v{QUICK_VERSION}-lossless", quick_tensors(), "lossless", effort=1)
     groups.MOST_TOGETHER, groups.GROUP_SIZE = 0, 1000
+    write(f"v{QUICK_VERSION}-groups", quick_tensors(), "lossless", effort=1)
     for method in ("vae", "lossless"):
         write(f"v{GROUPED_VERSION}-{method}", grouped_tensors(), method)
 

@@ -60,6 +60,7 @@ class Encoded:
         floors: that hold for every tensor and row; None where there are none.
         warnings: one line each.
         choices: the tensors for which a rule chose.
+        quick: method `lossless` wrote for speed.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -72,6 +73,7 @@ class Encoded:
     floors: Floors | None = None
     warnings: tuple[str, ...] = ()
     choices: tuple[TensorChoice, ...] = ()
+    quick: bool = False
 
     def manifest(self, checkpoint: Checkpoint, sqnr_db: float | None = None, worst: Worst | None = None) -> Manifest:
         """What the archive says of itself.
@@ -91,6 +93,7 @@ class Encoded:
             metadata=dict(checkpoint.metadata),
             refined=self.refined,
             worst=worst,
+            quick=self.quick,
         )
 
 
@@ -148,7 +151,7 @@ def encode_plan(
     if options.method == "paper":
         encoded = _paper(plan, options, device, progress)
     elif options.method == "lossless":
-        encoded = Encoded(plan.entries, lossless_payloads(plan))
+        encoded = Encoded(plan.entries, lossless_payloads(plan, options), quick=options.is_quick)
     else:
         encoded = _vae(checkpoint, whole, plan, options, device, progress, len(raw), chosen.rates, bits)
     return replace(
@@ -160,8 +163,8 @@ def encode_plan(
     )
 
 
-def lossless_payloads(plan: Plan) -> dict[str, bytes]:
-    return {"symbols": encode_lossless(plan.coded) if plan.coded else b""}
+def lossless_payloads(plan: Plan, options: PackOptions) -> dict[str, bytes]:
+    return {"symbols": encode_lossless(plan.coded, quick=options.is_quick) if plan.coded else b""}
 
 
 def _exact_bits(checkpoint: Checkpoint, options: PackOptions, whole: Mapping[str, torch.Tensor]) -> float:

@@ -12,7 +12,7 @@ import torch
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import slabs
-from wcompress.codec.container.manifest import GROUPED_VERSION, Manifest, TensorEntry
+from wcompress.codec.container.manifest import GROUPED_VERSION, QUICK_VERSION, Manifest, TensorEntry
 from wcompress.codec.digest import TensorsDigest
 from wcompress.codec.encoding import Encoded
 from wcompress.codec.grouped_encoding import GroupedEncoding
@@ -106,7 +106,7 @@ def _one_pass(
     n_latents = padding = 0
     spent = {"encode": 0.0, "check": 0.0}
     n_done, n_all = 0, sum(entry.numel for entry in entries if entry.kind != "tie")
-    with ArchiveWriter(path, GROUPED_VERSION) as writer:
+    with ArchiveWriter(path, QUICK_VERSION if options.is_quick else GROUPED_VERSION) as writer:
         for number, (encoded, tensors) in _encoded(encoding, spent):
             start = time.perf_counter()
             of_group = slabs(entries, groups[number])
@@ -144,6 +144,7 @@ def _one_pass(
             metadata=dict(checkpoint.metadata),
             worst=figures.worst,
             groups=groups,
+            quick=options.is_quick,
         )
         writer.add("manifest", manifest.to_bytes())
         digest = restored.digest.digest()

@@ -186,7 +186,7 @@ class GroupedEncoding:
         plan = self._plan.of_group(parts)
         raw = self._raw(plan)
         if options.method == "lossless":
-            return Encoded(plan.entries, {**lossless_payloads(plan), "raw": raw}, method="lossless")
+            return Encoded(plan.entries, {**lossless_payloads(plan, options), "raw": raw}, method="lossless")
         coded = [part for part in parts if self.entries[part.index].kind == "coded"]
         which = [(self._numbers[self.entries[p.index].name], slice(p.start, p.stop)) for p in coded]
         if self._rule is None or self._rate is None:

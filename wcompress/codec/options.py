@@ -15,6 +15,9 @@ METHOD_ALIASES = {"trellis": "vae"}
 """Further names of methods. Archives and results hold the method's own name."""
 
 
+_QUICK_EFFORT = 2
+
+
 @dataclass(frozen=True)
 class PackOptions:
     """How to pack.
@@ -30,7 +33,7 @@ class PackOptions:
         block_size: parameters in a block.
         latent_dim: numbers in a block's latent.
         hidden: for `paper`: sizes of the VAE's hidden layers, from block to latent.
-        effort: 1 (fast) to 9 (small and close).
+        effort: 1 (fast) to 9 (small and close). Method `lossless` knows two: up to 2 it writes for speed.
         seed: of everything random.
         device: `auto` (CUDA where there is one), `cpu` or `cuda`.
         threads: CPU threads, which change nothing in the archive; None for all there are.
@@ -101,6 +104,11 @@ class PackOptions:
         check_method(self.rules, self.method)
         if self.rules and self.refines:
             raise OptionError("tensor: refinement moves every weight, whatever a rule says; use --refine off")
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether method `lossless` is to write for speed."""
+        return self.method == "lossless" and self.effort <= _QUICK_EFFORT
 
     @property
     def rules(self) -> tuple[TensorRule, ...]:

@@ -40,22 +40,24 @@ _MAX_PALETTE = 1 << 16
 _THOROUGH_ZSTD = 1 << 16  # bytes up to which zstd may take its time
 _PATIENT_ZSTD = 1 << 21  # and up to which it may where nothing else does
 _PIECES, _PIECE = 16, 1 << 12
-_RANDOM_LACKS = 300
+_RANDOM_LACKS = 300  # bits of the pieces
+_HURRIED_LACKS = 0.16  # bits of a byte
 _BYTE: Kind = np.dtype(np.uint8)
 
 
-def pack_array(words: Words) -> bytes:
+def pack_array(words: Words, *, hurried: bool = False) -> bytes:
     """Words as an array, in the smallest form.
 
     Args:
         words: little-endian uint8, uint16, uint32 or uint64 `[n]`.
+        hurried: bytes that pieces of them show to take hardly less in another form may be stored.
     """
     size = words.itemsize
     if len(words) > 1 and words[0] == words[-1] and (words == words[0]).all():
         return bytes([FILL]) + words[:1].tobytes()
     data = words.tobytes()
     best = bytes([STORED]) + data
-    if size == 1 and _looks_random(words):
+    if size == 1 and _looks_random(words, hurried):
         return best
     if size > 1:
         planes = np.frombuffer(data, np.uint8).reshape(-1, size)
@@ -96,19 +98,22 @@ def _zstd(data: bytes, level: int) -> bytes:
     return zstandard.ZstdCompressor(level=level, write_content_size=False).compress(data)
 
 
-def _looks_random(data: Bytes) -> bool:
+def _looks_random(data: Bytes, hurried: bool) -> bool:
     """Whether pieces of much data show neither a value that is more frequent than others, nor anything to zstd."""
     if len(data) < 2 * _PIECES * _PIECE:
         return False
-    some = pieces(data)
+    some = pieces(data, hurried=hurried)
+    lacks = len(some) * _HURRIED_LACKS if hurried else _RANDOM_LACKS
     counts = np.bincount(np.frombuffer(some, np.uint8), minlength=256)
     # Random bytes show about 128 · log₂ e bits less than there are.
-    return entropy_bits(counts)[0] > 8 * len(some) - _RANDOM_LACKS and quick_zstd_bytes(some) >= len(some)
+    return entropy_bits(counts)[0] > 8 * len(some) - lacks and quick_zstd_bytes(some) >= len(some)
 
 
-def pieces(words: Words) -> bytes:
-    """64 KiB from all over words that take more."""
-    size = _PIECE // words.itemsize
+def pieces(words: Words, *, hurried: bool = False) -> bytes:
+    """64 KiB, or 16 KiB, from all over words; all of them where they take no more."""
+    size = _PIECE // words.itemsize // (4 if hurried else 1)
+    if len(words) <= _PIECES * size:
+        return words.tobytes()
     starts = (k * (len(words) - size) // (_PIECES - 1) for k in range(_PIECES))
     return b"".join(words[start : start + size].tobytes() for start in starts)
 
@@ -176,25 +181,29 @@ def unpack_bits(cursor: ByteCursor, n_bits: int) -> Bytes:
     return np.unpackbits(unpack_array(cursor, -(-n_bits // 8), _BYTE).astype(np.uint8, copy=False), count=n_bits)
 
 
-def pack_numbers(values: Words, n_bits: int) -> bytes:
-    """The lowest `n_bits` bits of each word `[n]`, as an array of numbers."""
+def pack_numbers(values: Words, n_bits: int, *, hurried: bool = False) -> bytes:
+    """The lowest `n_bits` bits of each word `[n]`, as an array of numbers; `hurried` as for `pack_array`."""
     raw = values.view(np.uint8).reshape(-1, values.itemsize)
-    parts = [pack_array(raw[:, k].copy()) for k in range(n_bits // 8)]
+    parts = [pack_array(raw[:, k].copy(), hurried=hurried) for k in range(n_bits // 8)]
     if n_bits % 8:
         bits = np.empty(-(-len(values) * (n_bits % 8) // 8), np.uint8)
-        _join_bits(raw[:, n_bits // 8], n_bits % 8, bits)
-        parts.append(pack_array(bits))
+        _join_bits(raw[:, n_bits // 8].copy(), n_bits % 8, bits)
+        parts.append(pack_array(bits, hurried=hurried))
     return b"".join(parts)
 
 
 def unpack_numbers(cursor: ByteCursor, n_words: int, n_bits: int, kind: Kind) -> Words:
     """Undo `pack_numbers`: words `[n_words]` of dtype `kind`; errors as for `unpack_array`."""
-    raw = np.zeros((n_words, kind.itemsize), np.uint8)
+    words = np.zeros(n_words, kind)
+    raw = words.view(np.uint8).reshape(n_words, kind.itemsize)
     for k in range(n_bits // 8):
         raw[:, k] = unpack_array(cursor, n_words, _BYTE)
     if n_bits % 8:
-        _split_bits(unpack_array(cursor, -(-n_words * (n_bits % 8) // 8), _BYTE), n_bits % 8, raw[:, n_bits // 8])
-    return raw.reshape(-1).view(kind)
+        packed = unpack_array(cursor, -(-n_words * (n_bits % 8) // 8), _BYTE)
+        values = np.empty(n_words, np.uint8)
+        _split_bits(packed.astype(np.uint8), n_bits % 8, values)
+        raw[:, n_bits // 8] = values
+    return words
 
 
 @compiled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 from wcompress.errors import ArchiveError
 
@@ -50,6 +51,10 @@ class BitWriter:
     def write_exp_golomb(self, value: int, k: int = 0) -> None:
         """A non-negative number: the bit length of (value ≫ k) + 1 in unary, then its bits, then k bits."""
         self._bits.append(_exp_golomb(value, k))
+
+    def write_exp_golombs(self, values: Iterable[int]) -> None:
+        """Non-negative numbers one after the other, k = 0."""
+        self._bits += [_exp_golomb(value, 0) for value in values]
 
     def extend(self, other: BitWriter) -> None:
         """All bits of another writer."""

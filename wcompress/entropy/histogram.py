@@ -85,9 +85,11 @@ class Histogram:
         if self.levels:
             out.write_exp_golomb(zigzag(self.first), 5)
             out.write(self.levels[0], 7)
-        for index in range(1, len(self.levels)):
-            expected = _expected(self.levels[index - 1], self.first + index, octave)
-            out.write_exp_golomb(zigzag(self.levels[index] - expected), 0)
+        before = np.array(self.levels[:-1], np.int64)
+        if octave:
+            starts = (self.first + 1 + np.arange(len(before))) % octave == 0
+            before[starts] = np.maximum(before[starts] - _STEPS, 0)
+        out.write_exp_golombs(zigzag(change) for change in (np.array(self.levels[1:]) - before).tolist())
 
     @classmethod
     def read(cls, data: BitReader, octave: int = 0, *, special: bool = False) -> Histogram:
@@ -145,10 +147,6 @@ def _read_levels(data: npt.NDArray[np.uint8], position: int, first: int, octave:
             return -1
         levels[index] = before + change
     return position
-
-
-def _expected(before: int, symbol: int, octave: int) -> int:
-    return max(before - _STEPS, 0) if octave and symbol % octave == 0 else before
 
 
 def fit_histogram(counts: Longs, first: int, octave: int = 0, special: int | None = None) -> Histogram:

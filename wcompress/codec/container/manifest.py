@@ -20,6 +20,9 @@ METHOD_VERSIONS = {"paper": 5, "vae": 5, "lossless": 5}
 GROUPED_VERSION = 6
 """The one in which a model of several groups is written."""
 
+QUICK_VERSION = 7
+"""The one in which method `lossless` is written for speed, whether in groups or not."""
+
 CODED_DTYPES = (
     "float64",
     "float32",
@@ -92,6 +95,7 @@ class Manifest:
         worst: the poorest of what is coded with loss, as measured when packing; None where there is none, or where
             it was not the weights that were to be kept.
         groups: the parts that each group holds, in order; empty where all tensors are one group.
+        quick: method `lossless` wrote for speed; not recorded.
     """
 
     method: str
@@ -104,10 +108,13 @@ class Manifest:
     refined: bool = False
     worst: Worst | None = None
     groups: tuple[tuple[Part, ...], ...] = ()
+    quick: bool = False
 
     @property
     def version(self) -> int:
         """The format version in which an archive with this manifest is written."""
+        if self.quick:
+            return QUICK_VERSION
         return GROUPED_VERSION if self.groups else METHOD_VERSIONS[self.method]
 
     def of_kind(self, kind: str) -> tuple[TensorEntry, ...]:
