@@ -311,6 +311,29 @@ def _scale(results: Results) -> str:
     return markdown_table(heading, rows)
 
 
+def _large_lossless(results: Results) -> str:
+    heading = ["codec", "ratio", "pack, CPU", "times ZipNN's", "wall", "memory", "unpack, CPU", "times ZipNN's", "wall"]
+    heading += ["memory"]
+    found = {row["name"]: row for row in results["large_lossless"]["rows"]}
+    zipnn = found.get("zipnn", {})
+    rows = []
+    for name, row in found.items():
+        if row["unavailable"]:
+            rows.append([name, f"unavailable: {row['unavailable']}", *["–"] * (len(heading) - 2)])
+            continue
+        cells = [name, f"**{row['ratio']:.3f}x**"]
+        for what in ("pack", "unpack"):
+            base = zipnn.get(f"{what}_cpu_s")
+            cells += [
+                f"{row[f'{what}_cpu_s']:.1f} s",
+                "–" if base is None else f"{row[f'{what}_cpu_s'] / base:.1f}",
+                f"{row[f'{what}_s']:.1f} s",
+                f"{row[f'{what}_peak_mb']:.0f} MB",
+            ]
+        rows.append(cells)
+    return markdown_table(heading, rows)
+
+
 def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """By model, whatever the order they were measured in; otherwise as they are."""
     return sorted(rows, key=lambda row: _ORDER.index(row["model"]))
@@ -327,6 +350,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "equal-function": (_equal_function, ("equal_function",)),
     "rate-distortion": (_rate_distortion, ("rate_distortion",)),
     "lossless": (_lossless, ("lossless",)),
+    "large-lossless": (_large_lossless, ("large_lossless",)),
     "speed": (_speed, ("speed",)),
     "command-times": (_command_times, ("speed",)),
     "ablation": (_ablation, ("ablation",)),
