@@ -1,4 +1,4 @@
-"""Runs NNCodec and ZipNN inside their own virtual environment; `peers.NNCodec` starts it and talks to it.
+"""Runs NNCodec, ZipNN and EntroPack inside their own virtual environment; `peers.NNCodec` starts it and talks to it.
 
 One JSON object a line on the standard input, one back on the standard output; whatever the libraries print goes to
 the standard error. Requests:
@@ -9,6 +9,9 @@ the standard error. Requests:
         which `nncodec.nn.encode` handles itself. The decoded arrays come back in the original's shapes.
     {"kind": "zipnn", "file": PATH, "dtype": "float32", "repeats": 1, "out": PATH}
         a file's bytes, taken as numbers of that dtype.
+    {"kind": "entropack", "npz": PATH, "names": [...], "bits": [...], "args": {...}, "file": PATH, "out": PATH}
+        float32 arrays as above; `bits` are the target of each matrix, None for what is not given to EntroPack. `args`
+        are those of `EntroPackLossyConfig`. Everything goes to one safetensors file, which is read back.
 
 Answers: {"n_bytes", "encode_s", "decode_s"} or {"error": TEXT}. Times are of the library's calls alone, after a first
 call that is not counted, the least of `repeats`.
@@ -181,7 +184,63 @@ def handle_zipnn(request: dict[str, Any]) -> dict[str, Any]:
     return {"n_bytes": len(packed), "encode_s": encode_s, "decode_s": decode_s}
 
 
-HANDLERS = {"nncodec": handle_nncodec, "zipnn": handle_zipnn}
+def as_matrix(array: np.ndarray) -> np.ndarray:
+    """A tensor of two or more dimensions as EntroPack takes it: rows of a multiple of eight where there are any.
+
+    A row has a scale of its own; what is missing to eight columns is filled with zeros, which cost bits.
+    """
+    matrix = array.reshape(len(array), -1)
+    return np.ascontiguousarray(matrix.T) if matrix.shape[1] % 8 and matrix.shape[0] % 8 == 0 else matrix
+
+
+def from_matrix(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Undo `as_matrix`."""
+    return (matrix if matrix.shape[0] == shape[0] else matrix.T).reshape(shape)
+
+
+def handle_entropack(request: dict[str, Any]) -> dict[str, Any]:
+    """One request of the kind "entropack": matrices by EntroPack on the CPU, whatever is smaller in float16 as that."""
+    import entropack
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    with np.load(request["npz"]) as file:
+        originals = [file[f"{i:04d}"] for i in range(len(request["names"]))]
+    configs = [
+        bits and entropack.EntroPackLossyConfig(target_bpp=bits, execution_backend="eager", **request["args"])
+        for bits in request["bits"]
+    ]
+
+    def encode() -> None:
+        stored: dict[str, torch.Tensor] = {}
+        for name, array, config in zip(request["names"], originals, configs, strict=True):
+            stored[name] = torch.from_numpy(array).half().contiguous()
+            if config is not None:
+                coded = entropack.compress(torch.from_numpy(as_matrix(array)), config)
+                if coded.compress_method == "raw":
+                    raise ValueError(f"{name}: EntroPack stores it as it is: {coded.header['reason']}")
+                if coded.storage_nbytes() < 2 * array.size:
+                    stored[name] = coded.state_dict()["entropack_quant_state"]
+        save_file(stored, request["file"])
+
+    def decode() -> list[np.ndarray]:
+        stored, arrays = load_file(request["file"]), []
+        for name, array, config in zip(request["names"], originals, configs, strict=True):
+            tensor = stored[name]
+            if tensor.dtype == torch.uint8:
+                packed = entropack.CompressedTensor.unpack(tensor)
+                arrays.append(from_matrix(entropack.decompress(packed, config).numpy(), array.shape))
+            else:
+                arrays.append(tensor.float().numpy())
+        return arrays
+
+    _, encode_s = timed(encode, 1)
+    arrays, decode_s = timed(decode, 1)
+    np.savez(request["out"], **{f"{i:04d}": array for i, array in enumerate(arrays)})
+    return {"n_bytes": Path(request["file"]).stat().st_size, "encode_s": encode_s, "decode_s": decode_s}
+
+
+HANDLERS = {"nncodec": handle_nncodec, "zipnn": handle_zipnn, "entropack": handle_entropack}
 
 
 def warm_up() -> None:

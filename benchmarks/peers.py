@@ -1,7 +1,7 @@
-"""What this package is compared with, measured on this machine: NNCodec 2, ZipNN, zstd and plain number formats.
+"""What this package is compared with, measured on this machine: NNCodec 2, EntroPack, ZipNN, zstd and number formats.
 
-Every figure is the size of bytes that were decoded again. NNCodec and ZipNN run in an environment of their own
-(`peers_setup.py`, `nncodec_worker.py`).
+Every figure is the size of bytes that were decoded again. NNCodec, EntroPack and ZipNN run in an environment of their
+own (`peers_setup.py`, `nncodec_worker.py`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class PeerPoint:
 
 
 class NNCodec:
-    """A running worker that encodes and decodes with NNCodec and ZipNN; used in a `with` statement.
+    """A running worker that encodes and decodes with NNCodec, EntroPack and ZipNN; used in a `with` statement.
 
     Args:
         venv: the environment's folder, made where there is none.
@@ -147,6 +147,29 @@ class NNCodec:
         with np.load(out) as file:
             restored = {name: file[key] for name, key in zip(tensors, keys, strict=True)}
         return PeerPoint("nncodec", answer["n_bytes"], answer["encode_s"], answer["decode_s"], restored, args)
+
+    def entropack(self, tensors: Arrays, bits: Mapping[str, float], **args: Any) -> PeerPoint:
+        """EntroPack's archive of all tensors in one safetensors file, encoded and decoded again on the CPU.
+
+        Args:
+            tensors: name → finite float32 array with elements.
+            bits: the target of some tensors of two or more dimensions, bits a weight, 0.001 to 11. Others, and what
+                comes out larger, are stored in float16.
+            **args: of `entropack.EntroPackLossyConfig`.
+
+        Raises:
+            PeerError: EntroPack refuses a tensor or an argument.
+        """
+        folder = Path(self._folder.name)
+        npz, out = folder / "in.npz", folder / "out.npz"
+        keys = [f"{i:04d}" for i in range(len(tensors))]
+        np.savez(npz, **dict(zip(keys, tensors.values(), strict=True)))
+        request = {"kind": "entropack", "npz": str(npz), "names": list(tensors), "args": args, "out": str(out)}
+        file = str(folder / "model.safetensors")
+        answer = self._ask({**request, "bits": [bits.get(name) for name in tensors], "file": file})
+        with np.load(out) as stored:
+            restored = {name: stored[key] for name, key in zip(tensors, keys, strict=True)}
+        return PeerPoint("entropack", answer["n_bytes"], answer["encode_s"], answer["decode_s"], restored, args)
 
     def zipnn(self, tensors: Arrays, *, repeats: int = 1) -> PeerPoint:
         """ZipNN's archive of the safetensors file, whose bytes it takes as numbers of the first tensor's dtype.

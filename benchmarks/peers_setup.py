@@ -18,6 +18,7 @@ from pathlib import Path
 DEFAULT_VENV = Path(__file__).parent / ".nncodec-venv"
 
 REQUIREMENTS = {
+    "dahuffman": "0.4.2",
     "filelock": "4.2.11",
     "fsspec": "2026.9.0",
     "Jinja2": "3.1.6",
@@ -31,7 +32,7 @@ REQUIREMENTS = {
     "torch": "2.13.0",
     "typing_extensions": "4.16.0",
 }
-PEERS = {"nncodec": "2.1.3", "zipnn": "0.5.4"}
+PEERS = {"entropack": "0.1.5", "nncodec": "2.1.3", "zipnn": "0.5.4"}
 """Installed with `--no-deps`: `REQUIREMENTS` holds what their codecs need."""
 
 _REPORT_VERSIONS = """
@@ -73,7 +74,7 @@ def ensure_nncodec(venv: Path = DEFAULT_VENV) -> Path:
 
 def main() -> None:
     """Make the environment and print its Python."""
-    parser = argparse.ArgumentParser(description="Make the virtual environment for NNCodec and ZipNN.")
+    parser = argparse.ArgumentParser(description="Make the virtual environment for NNCodec, ZipNN and EntroPack.")
     parser.add_argument("--venv", type=Path, default=DEFAULT_VENV, help="its folder (default: %(default)s)")
     print(ensure_nncodec(parser.parse_args().venv))
 

@@ -334,6 +334,34 @@ def _large_lossless(results: Results) -> str:
     return markdown_table(heading, rows)
 
 
+def _real_peers(results: Results) -> str:
+    heading = ["model", "peer", "bits", "SQNR", "peer's bytes", "wcompress", "saved", "wanted", "--effort 1", "saved"]
+    found: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = {}
+    for row in results["real_peers"]["rows"]:
+        found.setdefault((row["peer"], row["model"], row["bits"]), {})[row["effort"]] = row
+    rows = []
+    for (peer, model, bits), by_effort in sorted(found.items(), reverse=True):
+        best, fast = by_effort[max(by_effort)], by_effort.get(1)
+        rows.append(
+            [
+                model,
+                {"nncodec": "NNCodec", "entropack": "EntroPack"}[peer],
+                f"{bits:.0f}",
+                f"{best['sqnr_db']:.2f} dB",
+                f"{best['peer_bytes']:,.0f} B",
+                f"{best['n_bytes']:,} B",
+                f"**{best['saving_percent']:.1f} %**",
+                _verdict(best),
+                *(["–", "–"] if fast is None else [f"{fast['n_bytes']:,} B", f"{fast['saving_percent']:.1f} %"]),
+            ]
+        )
+    return markdown_table(heading, rows)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return "–" if row["met"] is None else f"{row['wanted_percent']:.0f} %: {'met' if row['met'] else '**missed**'}"
+
+
 def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """By model, whatever the order they were measured in; otherwise as they are."""
     return sorted(rows, key=lambda row: _ORDER.index(row["model"]))
@@ -357,6 +385,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "floors": (_floors, ("floors",)),
     "real-models": (_real_models, ("real_models",)),
     "scale": (_scale, ("scale",)),
+    "real-peers": (_real_peers, ("real_peers",)),
     "refine": (_refine, ("refine",)),
     "literature": (_literature, ()),
     "refine-few": (_refine_few, ("refine_few",)),

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,9 @@ from benchmarks.curves import Span, accuracy_means, means, walk
 from benchmarks.equal_accuracy import verdict
 from benchmarks.equal_function import ResNet, output_db, rescale, scores_with, weights_of
 from benchmarks.equal_sqnr import bracketing_qps, level_at
+from benchmarks.nncodec_worker import as_matrix, from_matrix
 from benchmarks.peers import interpolate_bytes, least_bytes, qp_of_step, step_size
+from benchmarks.real_peers import shared_bits
 from benchmarks.speed import against
 from benchmarks.tables import TABLES, filled
 from wcompress.report.peers import read_peers
@@ -133,6 +136,23 @@ def test_the_level_lies_between_the_qps_around_the_bytes(start: int) -> None:
     assert level_at(point_at, half_way, start) == pytest.approx(11.25)
 
 
+def test_shared_bits_are_those_of_one_step() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(64, 64)), "b": 4 * rng.normal(size=(64, 64)), "c": rng.normal(size=64)}
+    found = shared_bits(arrays, 4.0)
+    assert list(found) == ["a", "b"]
+    assert sum(found.values()) == pytest.approx(8.0)
+    assert found["b"] - found["a"] == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 3, 3), (24, 16), (3, 5), (32, 3, 3, 3)])
+def test_a_matrix_for_a_peer_becomes_the_tensor_again(shape: tuple[int, ...]) -> None:
+    array = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    matrix = as_matrix(array)
+    assert matrix.shape[1] % 8 == 0 or shape == (3, 5)
+    assert np.array_equal(from_matrix(matrix, shape), array)
+
+
 def test_speed_is_told_against_the_faster_setting() -> None:
     def row(encode_s: float, decode_s: float, effort: int | None = None) -> dict[str, Any]:
         return {"effort": effort, "encode_s": {"median": encode_s}, "decode_s": {"median": decode_s}}
@@ -238,6 +258,22 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         }
         for model in ("silero", "gaussian")
     ],
+    "real_peers": [
+        {
+            "model": "resemblyzer",
+            "peer": peer,
+            "bits": 3.0,
+            "effort": effort,
+            "sqnr_db": 18.0,
+            "n_bytes": 1000,
+            "peer_bytes": 1050.5,
+            "saving_percent": 4.8,
+            "wanted_percent": wanted,
+            "met": met,
+        }
+        for peer in ("entropack", "nncodec")
+        for effort, wanted, met in ((1, None, None), (5, 7.0, False))
+    ],
     "ablation": [
         {
             "model": "mnist-fnn",
@@ -268,6 +304,10 @@ def test_tables_have_whole_rows(name: str) -> None:
     lines = table_of(name).splitlines()
     assert len(lines) > 2
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_missed_targets_stay_visible() -> None:
+    assert table_of("real-peers").count("7 %: **missed**") == 2
 
 
 def test_refined_means_stand_in_order() -> None:
