@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from wcompress.codec.models.context import model as context_model
-from wcompress.codec.models.context.encoder import ContextEncoder, _most_saved
+from wcompress.codec.models.context.encoder import ContextEncoder
 from wcompress.codec.models.context.model import N_SETS, ContextModel, ScaleNetwork
+from wcompress.codec.models.context.prior_trial import NEUTRAL, best_told
 from wcompress.codec.models.scale_prior import ScaleModel
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.trellis import Trellis, trellis
@@ -128,22 +129,47 @@ def test_tables_do_not_depend_on_the_math_library() -> None:
     assert np.abs(context.SQUASH[context.STRETCH + 2047] - (16 * np.arange(4096) + 8))[40:-40].max() < 80
 
 
-def test_a_prior_is_trained_only_where_classes_would_save(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_classes_save_where_scales_differ() -> None:
     flat = np.full((64, N_CLASSES), 100.0, np.float32)
-    flat[:, N_CLASSES // 2] = 99.0
-    assert _most_saved(flat, 8) == pytest.approx(0.0, abs=1.0)
+    flat[:, NEUTRAL] = 99.0
+    assert best_told(flat, 8).saved_bits == pytest.approx(0.0, abs=1.0)
     varied = flat.copy()
-    varied[np.arange(64), np.random.default_rng(0).integers(11, 16, 64)] = 50.0
-    assert 64 * (99 - 50 - 5) < _most_saved(varied, 8) < 64 * (99 - 50)
+    classes = np.random.default_rng(0).integers(11, 16, 64)
+    varied[np.arange(64), classes] = 50.0
+    told = best_told(varied, 8)
+    assert 64 * (99 - 50 - 5) < told.saved_bits < 64 * (99 - 50)
+    assert np.array_equal(told.classes, classes - NEUTRAL)
 
+
+def jumping(n: int, run: int, factor: float, share: float = 0.5) -> np.ndarray:
+    """Normal weights `[n]` in runs that are larger by a factor in some places, which nothing foretells."""
+    rng = np.random.default_rng(1)
+    return rng.normal(size=n) * np.repeat(np.where(rng.random(n // run) < share, 1.0, factor), run)
+
+
+def wandering(n: int, run: int, octaves: float) -> np.ndarray:
+    """Normal weights `[n]` whose scale is drawn anew for each run."""
+    rng = np.random.default_rng(1)
+    return rng.normal(size=n) * np.repeat(2.0 ** (octaves * rng.normal(size=n // run)), run)
+
+
+@pytest.mark.parametrize(
+    ("weights", "step", "worth"),
+    [
+        (np.random.default_rng(0).normal(size=1 << 16), 0.5, False),
+        (jumping(1 << 17, 32, 0.01, 0.7), 0.5, True),
+        # By their costs names would save a fortieth, by the coder nothing.
+        (wandering(1 << 17, 32, 0.4), 2.0, False),
+    ],
+)
+def test_a_prior_is_trained_only_where_the_coder_would_be_told_something(
+    monkeypatch: pytest.MonkeyPatch, weights: np.ndarray, step: float, worth: bool
+) -> None:
     def trained(*_args: object) -> None:
         raise AssertionError("trained")
 
     monkeypatch.setattr(prior_training, "train_prior", trained)
-    rng = np.random.default_rng(0)
-    even = rng.normal(size=2000) * 4
-    config = EncoderConfig(trellis(1), prior_steps=10)
-    for weights, worth in ((even, False), (even * np.repeat(2.0 ** (6 * rng.random(250)), 8), True)):
-        encoder = ContextEncoder(weights, Sequencing(((2000,),), ("rows",), 64, 8, 4), config)
-        with pytest.raises(AssertionError, match="trained") if worth else contextlib.nullcontext():
-            encoder.describe(1.0, np.rint(weights).astype(np.int32))
+    sequencing = Sequencing(((len(weights),),), ("rows",), 2048, 64, 4)
+    encoder = ContextEncoder(weights, sequencing, EncoderConfig(trellis(1), prior_steps=100))
+    with pytest.raises(AssertionError, match="trained") if worth else contextlib.nullcontext():
+        encoder.describe(step, np.rint(weights / step).astype(np.int32))

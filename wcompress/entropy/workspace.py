@@ -14,7 +14,10 @@ Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int16]
 
 N_FEATURES = 10
-"""Features of a weight; the last is what the VAE prior says."""
+"""Features of a weight."""
+
+PRIOR_FEATURE = N_FEATURES - 1
+"""Which of them is what the VAE prior says."""
 
 UNITS_PER_OCTAVE = 16
 """Of features and scales."""

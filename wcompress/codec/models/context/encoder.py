@@ -12,6 +12,7 @@ import numpy.typing as npt
 from wcompress.codec.models.class_tables.encoder import base_scales, refine_latents
 from wcompress.codec.models.context.model import N_SETS, ContextModel, Description, ScaleNetwork, stream_starts
 from wcompress.codec.models.context.neighbours import find_lags, fit_taps
+from wcompress.codec.models.context.prior_trial import NEUTRAL, class_costs, would_pay
 from wcompress.codec.models.context.rates import RateClasses
 from wcompress.codec.models.scale_prior import ScaleModel
 from wcompress.codec.quantiser.reconstruction import LEVEL_UNITS, Levels
@@ -28,9 +29,7 @@ Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 _TRAINING_BLOCKS = 512
-_NEUTRAL = N_CLASSES // 2
 _NOTHING = np.zeros((0, 0), np.int16)
-_WORTH_TRAINING = 0.01  # of all bits; even where classes save a tenth, what latents take has been more
 
 
 class ContextEncoder:
@@ -133,16 +132,10 @@ class ContextEncoder:
         magnitude, scale = padded.reshape(2, -1, sub_size)
         n_train = min(n_blocks, _TRAINING_BLOCKS)
         blocks = np.sort(np.random.default_rng(config.seed).permutation(n_blocks)[:n_train])
-        # What a sub-block would cost if its scales were so many half octaves larger: class NEUTRAL is as they are.
-        costs = np.zeros((n_blocks * latent_dim, N_CLASSES), np.float32)
-        real = scale > 0
-        for cls in range(N_CLASSES):
-            tried = scale * 2.0 ** ((cls - _NEUTRAL) / 2) + 0.1
-            bits = np.where(real, np.log2(tried) + (magnitude + 0.1) / tried / math.log(2), 0.0)
-            costs[:, cls] = bits.sum(1)
-        if _most_saved(costs, latent_dim) < _WORTH_TRAINING * n_bits:
+        costs = class_costs(magnitude, scale)
+        if not would_pay(model, symbols, sequencing, config.machine, costs, n_bits):
             return None
-        base = float(LOWEST_SCALE + _NEUTRAL * UNITS_PER_CLASS)
+        base = float(LOWEST_SCALE + NEUTRAL * UNITS_PER_CLASS)
         surprise = np.log2((magnitude.sum(1) + 0.3) / (scale.sum(1) + 0.3))
         decoder, latents = train_prior(
             (surprise + base / UNITS_PER_OCTAVE).reshape(shape),
@@ -233,29 +226,6 @@ class ContextEncoder:
                 levels = with_energy(levels, moments)
         kept = replace(described, features=_NOTHING) if self.config.grouped else None
         return Solution(step, machine, model, levels, symbols, ratios, described=kept)
-
-
-def _most_saved(costs: Singles, latent_dim: int) -> float:
-    """Bits that naming a class for each sub-block, or for as many neighbours as is best, saves over the neutral class.
-
-    Args:
-        costs: bits of each sub-block under each class, `[n_blocks · latent_dim, N_CLASSES]`.
-        latent_dim: of the prior.
-    """
-    saved = 0.0
-    for size in (1, 2, 4, 8, 16):
-        if latent_dim % size:
-            break
-        pooled = costs.reshape(-1, size, N_CLASSES).sum(1, dtype=np.float64)
-        lengths = np.where(np.arange(N_CLASSES) == _NEUTRAL, 1.0, 5.0)
-        chosen = np.zeros(len(pooled), np.int64)
-        for _ in range(4):
-            chosen = (pooled + lengths).argmin(1)
-            counts = np.bincount(chosen, minlength=N_CLASSES) + 0.02
-            lengths = -np.log2(counts / counts.sum())
-        total = float(np.take_along_axis(pooled, chosen[:, None], 1).sum() + lengths[chosen].sum())
-        saved = max(saved, float(pooled[:, _NEUTRAL].sum()) - total)
-    return saved
 
 
 def _nominal(symbols: Ints, which: npt.NDArray[np.uint8], spacing: int) -> Floats:
