@@ -21,7 +21,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from wcompress.checkpoint import read_checkpoint
+
 Tensors = Mapping[str, torch.Tensor]
+PART = "minilm-2-layers"
+"""A part of MiniLM: 3.5 of its 22.7 million weights, coded in groups as large models are."""
+
 _ON_PATH = ("efficientnet_lite_pytorch", "tokenizers")
 
 
@@ -70,6 +75,19 @@ def checkpoints(folder: Path) -> dict[str, Path]:
     }
     found = {name: sorted(root.glob(pattern)) for name, pattern in patterns.items()}
     return {name: paths[0] for name, paths in found.items() if paths}
+
+
+def float_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """A network's float tensors with elements, as float32; of `PART` the two first encoder layers of MiniLM.
+
+    Raises:
+        KeyError: its package is not in the folder.
+    """
+    tensors = read_checkpoint(checkpoints(folder)["minilm" if name == PART else name]).tensors
+    taken = {key: tensor for key, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if name == PART:
+        taken = {key: tensor for key, tensor in taken.items() if re.search(r"encoder\.layer\.[01]\.", key)}
+    return {key: tensor.float().contiguous() for key, tensor in taken.items()}
 
 
 def networks(folder: Path) -> dict[str, RealNetwork]:

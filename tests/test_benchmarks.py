@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import refine, refine_figure, reproduce
-from benchmarks.ablation import bytes_at_equal_sqnr, pack_model
+from benchmarks.ablation import PARTS, bytes_at_equal_sqnr, pack_model
 from benchmarks.common import merged, shown
 from benchmarks.curves import Span, accuracy_means, means, walk
 from benchmarks.equal_accuracy import verdict
@@ -23,6 +24,9 @@ from benchmarks.peers import interpolate_bytes, least_bytes, qp_of_step, step_si
 from benchmarks.real_peers import shared_bits
 from benchmarks.speed import against
 from benchmarks.tables import TABLES, filled
+from wcompress.codec.rate_control.search import VaeSearch
+from wcompress.codec.rate_control.solution import EncoderConfig
+from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.report.peers import read_peers
 from wcompress.tasks import load_task
 from wcompress.vae.training import TrainingConfig
@@ -182,6 +186,23 @@ def test_the_ablation_switches_the_prior_off() -> None:
     assert with_it.n_latents
     assert not without.n_latents
     assert pack_model(weights, "context", 4, 10.0).n_bytes < with_it.n_bytes < without.n_bytes
+
+
+def test_variants_of_the_ablation_differ_in_the_entropy_model_alone() -> None:
+    model = {"w": torch.randn(200, 100, generator=torch.Generator().manual_seed(0))}
+
+    def encoder_of(variant: str) -> tuple[str, EncoderConfig]:
+        rule = StepRule.of(model, model, by_sqnr=True)
+        options = {"block_size": 2048, "latent_dim": 64, "effort": 5, "seed": 0, "device": "cpu"}
+        search = VaeSearch(model, {}, rule, parts=PARTS[variant], **options)
+        return type(search._encoder).__name__, search._encoder.config
+
+    configs = {variant: encoder_of(variant) for variant in PARTS}
+    assert [kind for kind, _ in configs.values()] == ["ClassEncoder"] * 2 + ["ContextEncoder"] * 2
+    assert [config.use_prior for _, config in configs.values()] == [False, True, False, True]
+    first, *others = (dataclasses.replace(config, use_prior=True) for _, config in configs.values())
+    assert first.machine.n_states == 16384
+    assert all(other == first for other in others)
 
 
 def test_rescaling_leaves_the_output_as_it_was() -> None:

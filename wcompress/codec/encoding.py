@@ -241,6 +241,7 @@ def _vae(
         block_size=options.block_size,
         latent_dim=options.latent_dim,
         effort=options.effort,
+        parts=options.parts,
         seed=options.seed,
         device=device,
         exact_energy=plan.exact_energy() if by_sqnr else 0.0,

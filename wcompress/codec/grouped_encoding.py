@@ -200,6 +200,7 @@ class GroupedEncoding:
             block_size=options.block_size,
             latent_dim=options.latent_dim,
             effort=options.effort,
+            parts=options.parts,
             seed=options.seed,
             device=self._device,
             fine_margin_db=fine_margin_db(options),

@@ -19,6 +19,20 @@ _QUICK_EFFORT = 2
 
 
 @dataclass(frozen=True)
+class EntropyParts:
+    """Which parts of the entropy model method `vae` may use: all, but where one asks what a part is worth.
+
+    Attributes:
+        context: code symbols under the context model from effort 2 on; without it under class tables, with as many
+            states and rounds. A model that no class tables reach is then refused with `TableTooWideError`.
+        prior: train a VAE prior where it would pay.
+    """
+
+    context: bool = True
+    prior: bool = True
+
+
+@dataclass(frozen=True)
 class PackOptions:
     """How to pack.
 
@@ -48,6 +62,7 @@ class PackOptions:
         tensor: choices for single tensors: a mapping from regular expressions, looked for in a tensor's name, to
             `"lossless"`, `"keep"`, `"fp16"` or a number of bits a weight; the first that matches counts. See
             docs/tensors.md.
+        parts: of the entropy model. For benchmarks and tests; the command line does not offer it.
     """
 
     method: str = "vae"
@@ -71,6 +86,7 @@ class PackOptions:
     strict: bool = False
     floors: bool = True
     tensor: Pairs = ()
+    parts: EntropyParts = EntropyParts()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", METHOD_ALIASES.get(self.method, self.method))

@@ -124,6 +124,7 @@ def sampled_rate(
         block_size=options.block_size,
         latent_dim=options.latent_dim,
         effort=options.effort,
+        parts=options.parts,
         seed=options.seed,
         device=device,
         exact_energy=exact_energy * n_sampled / n_weights,

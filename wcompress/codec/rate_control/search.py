@@ -17,6 +17,7 @@ from wcompress.codec.methods.trellis import VaeCode
 from wcompress.codec.models.class_tables.encoder import ClassEncoder
 from wcompress.codec.models.context.encoder import ContextEncoder
 from wcompress.codec.models.context.model import ContextModel
+from wcompress.codec.options import EntropyParts
 from wcompress.codec.quantiser.sequence import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import N_STATES, trellis
@@ -70,6 +71,7 @@ class VaeSearch:
         other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
         rate: of the model of which this is a group; None where it is all of it.
         grouped: look with the states of a model of several groups.
+        parts: of the entropy model that may be used.
         progress: called as the search goes on.
     """
 
@@ -92,12 +94,14 @@ class VaeSearch:
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         rate: Rate | None = None,
         grouped: bool = False,
+        parts: EntropyParts | None = None,
         progress: Progress | None = None,
     ) -> None:
         arrays = [computable(tensor).numpy() for tensor in coded.values()]
         layouts = tuple(choose_layout(array, block_size // latent_dim) for array in arrays)
         n_weights = sum(array.size for array in arrays)
-        by_context = effort >= FIRST_CONTEXT_EFFORT
+        self._parts = parts = parts or EntropyParts()
+        by_context = parts.context and effort >= FIRST_CONTEXT_EFFORT
         unit_blocks = CONTEXT_UNIT_BLOCKS if by_context else UNIT_BLOCKS
         self.sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, unit_blocks)
         self.fine = fine
@@ -114,13 +118,15 @@ class VaeSearch:
         states = max(n for n in N_STATES if n == 1 or (n <= states and n * longest <= _MOST_SEARCHED))
         config = EncoderConfig(
             machine=trellis(states),
-            use_prior=effort > 3 and (rate is None or rate.has_prior),
+            use_prior=parts.prior and effort > 3 and (rate is None or rate.has_prior),
             grouped=grouped,
             mix=effort > 2,
             keep_energy=rule.keep_energy,
             multiplier=rule.multiplier,
             prior_steps=150 + 50 * effort,
             passes=1,
+            # Under class tables alone as many as the context model takes, where it is not what effort 1 chooses.
+            first_passes=2 if effort < FIRST_CONTEXT_EFFORT or grouped else 3,
             seed=seed,
             device=device,
         )
@@ -274,6 +280,8 @@ class VaeSearch:
 
     def _use_contexts(self, step: float) -> None:
         """Go on with the context model, which takes symbols of any size that a search tries."""
+        if not self._parts.context:
+            raise TableTooWideError("class tables do not reach all weights, and the context model is left out")
         self._set_aside(FARTHEST_STEPS * step, 0.0)
         self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
         self._use(self.own_scales, ContextEncoder, self._encoder.config)

@@ -40,6 +40,7 @@ class EncoderConfig:
         keep_energy: move the levels outward from the centroids until the weights have their energy back. The squared
             error is larger, but what a network computes is not biased towards nothing.
         passes: searches at one step.
+        first_passes: under class tables, at the first step, where nothing is known yet.
         seed: of the training.
         device: to train on.
         grouped: the weights are a group of a large model, where what is small may be decided on a part.
@@ -52,6 +53,7 @@ class EncoderConfig:
     mix: bool = True
     keep_energy: bool = False
     passes: int = 3
+    first_passes: int = 4
     seed: int = 0
     device: str = "cpu"
     grouped: bool = False

@@ -124,7 +124,7 @@ class ClassEncoder:
             scales = replace(scales, bases=tuple(base + moved for base in scales.bases))
             rates = table_rates(start.model.tables, fallback)
         solution = None
-        n_passes = config.passes + (start is None)
+        n_passes = config.first_passes if start is None else config.passes
         for number in range(n_passes):
             if number == 1 and start is None and config.use_prior and len(x):
                 assert solution is not None
