@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import refine, refine_few
+from benchmarks import real_tables, refine, refine_few
 from benchmarks.common import markdown_table
 from benchmarks.curves import accuracy_means, function_means, number
 
@@ -207,14 +207,21 @@ def _command_times(results: Results) -> str:
 
 def _ablation(results: Results) -> str:
     names = ["tables", "tables and VAE", "context", "context and VAE"]
-    heading = ["model", "effort", "SQNR", *names, "latents stored"]
+    heading = ["model", "weights", "SQNR", *names, "latents stored", "VAE saves", "its part of CPU"]
     rows = []
-    for row in _in_order(results["ablation"]["rows"]):
-        sizes = row["bytes_at_equal_sqnr"]
+    for row in sorted(results["ablation"]["rows"], key=lambda row: row["n_params"]):
+        sizes, latents, cpu = row["bytes_at_equal_sqnr"], row["n_latents"], row["pack_cpu_s"]
+        without, default = names[2:]
         rows.append(
-            [row["model"], str(row["effort"]), f"{row['sqnr_db']:.2f} dB"]
-            + [f"{sizes[name]:,.0f} B" for name in names]
-            + [" / ".join(f"{row['n_latents'][name]:,}" for name in (names[1], names[3]))]
+            [
+                row["model"],
+                f"{row['n_params']:,}",
+                f"{row['sqnr_db']:.2f} dB",
+                *(f"{sizes[name]:,.0f} B" if name in sizes else "–" for name in names),
+                " / ".join(f"{latents[name]:,}" if name in latents else "–" for name in (names[1], default)),
+                f"{100 * (1 - sizes[default] / sizes[without]):.1f} %",
+                f"{100 * (1 - cpu[without] / cpu[default]):.0f} %",
+            ]
         )
     return markdown_table(heading, rows)
 
@@ -266,102 +273,6 @@ def _floors(results: Results) -> str:
     return markdown_table(heading, rows)
 
 
-def _real_models(results: Results) -> str:
-    heading = ["model", "parameters", "bytes", "bits", "worst tensor", "worst row", "mean cosine", "same answer"]
-    heading += ["output", "weights alone", "the rest alone"]
-    rows = []
-    for row in sorted(results["real_models"]["rows"], key=lambda row: (row["output"] is None, -row["n_params"])):
-        output = row["output"] or {}
-        rows.append(
-            [
-                row["model"],
-                f"{row['n_params']:,}",
-                f"{row['n_bytes']:,} B",
-                f"{row['bits_per_param']:.2f}",
-                f"{row['worst_tensor_db']:.1f} dB",
-                f"{row['worst_row_db']:.1f} dB",
-                number(output.get("mean_cosine"), ".4f"),
-                f"{number(output.get('agreement'), '.1f')} %" if output else "–",
-                *(
-                    f"{output[name]:.1f} dB" if output else "–"
-                    for name in ("snr_db", "weights_snr_db", "others_snr_db")
-                ),
-            ]
-        )
-    return markdown_table(heading, rows)
-
-
-def _scale(results: Results) -> str:
-    heading = ["model", "options", "bytes", "bits", "SQNR", "above R(D)", "pack", "memory", "unpack", "memory"]
-    rows = [
-        [
-            row["model"],
-            row["options"],
-            f"{row['n_bytes']:,} B",
-            f"{row['bits_per_param']:.3f}",
-            f"{row['sqnr_db']:.2f} dB",
-            "–" if row["bits_above_rd"] is None else f"{row['bits_above_rd']:.3f} bits",
-            f"{row['pack_s']:.0f} s ({row['pack_cpu_s']:.0f} s of CPU)",
-            f"{row['pack_peak_mb']:.0f} MB",
-            f"{row['unpack_s']:.1f} s",
-            f"{row['unpack_peak_mb']:.0f} MB",
-        ]
-        for row in results["scale"]["rows"]
-    ]
-    return markdown_table(heading, rows)
-
-
-def _large_lossless(results: Results) -> str:
-    heading = ["codec", "ratio", "pack, CPU", "times ZipNN's", "wall", "memory", "unpack, CPU", "times ZipNN's", "wall"]
-    heading += ["memory"]
-    found = {row["name"]: row for row in results["large_lossless"]["rows"]}
-    zipnn = found.get("zipnn", {})
-    rows = []
-    for name, row in found.items():
-        if row["unavailable"]:
-            rows.append([name, f"unavailable: {row['unavailable']}", *["–"] * (len(heading) - 2)])
-            continue
-        cells = [name, f"**{row['ratio']:.3f}x**"]
-        for what in ("pack", "unpack"):
-            base = zipnn.get(f"{what}_cpu_s")
-            cells += [
-                f"{row[f'{what}_cpu_s']:.1f} s",
-                "–" if base is None else f"{row[f'{what}_cpu_s'] / base:.1f}",
-                f"{row[f'{what}_s']:.1f} s",
-                f"{row[f'{what}_peak_mb']:.0f} MB",
-            ]
-        rows.append(cells)
-    return markdown_table(heading, rows)
-
-
-def _real_peers(results: Results) -> str:
-    heading = ["model", "peer", "bits", "SQNR", "peer's bytes", "wcompress", "saved", "wanted", "--effort 1", "saved"]
-    found: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = {}
-    for row in results["real_peers"]["rows"]:
-        found.setdefault((row["peer"], row["model"], row["bits"]), {})[row["effort"]] = row
-    rows = []
-    for (peer, model, bits), by_effort in sorted(found.items(), reverse=True):
-        best, fast = by_effort[max(by_effort)], by_effort.get(1)
-        rows.append(
-            [
-                model,
-                {"nncodec": "NNCodec", "entropack": "EntroPack"}[peer],
-                f"{bits:.0f}",
-                f"{best['sqnr_db']:.2f} dB",
-                f"{best['peer_bytes']:,.0f} B",
-                f"{best['n_bytes']:,} B",
-                f"**{best['saving_percent']:.1f} %**",
-                _verdict(best),
-                *(["–", "–"] if fast is None else [f"{fast['n_bytes']:,} B", f"{fast['saving_percent']:.1f} %"]),
-            ]
-        )
-    return markdown_table(heading, rows)
-
-
-def _verdict(row: dict[str, Any]) -> str:
-    return "–" if row["met"] is None else f"{row['wanted_percent']:.0f} %: {'met' if row['met'] else '**missed**'}"
-
-
 def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """By model, whatever the order they were measured in; otherwise as they are."""
     return sorted(rows, key=lambda row: _ORDER.index(row["model"]))
@@ -378,14 +289,15 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "equal-function": (_equal_function, ("equal_function",)),
     "rate-distortion": (_rate_distortion, ("rate_distortion",)),
     "lossless": (_lossless, ("lossless",)),
-    "large-lossless": (_large_lossless, ("large_lossless",)),
+    "large-lossless": (real_tables.large_lossless, ("large_lossless",)),
     "speed": (_speed, ("speed",)),
     "command-times": (_command_times, ("speed",)),
     "ablation": (_ablation, ("ablation",)),
     "floors": (_floors, ("floors",)),
-    "real-models": (_real_models, ("real_models",)),
-    "scale": (_scale, ("scale",)),
-    "real-peers": (_real_peers, ("real_peers",)),
+    "real-models": (real_tables.real_models, ("real_models",)),
+    "scale": (real_tables.scale, ("scale",)),
+    "efforts": (real_tables.efforts, ("efforts",)),
+    "real-peers": (real_tables.real_peers, ("real_peers",)),
     "refine": (_refine, ("refine",)),
     "literature": (_literature, ()),
     "refine-few": (_refine_few, ("refine_few",)),

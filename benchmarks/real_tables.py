@@ -1,0 +1,143 @@
+"""The tables of docs/benchmarks.md about real and large models; see `benchmarks.tables`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.common import markdown_table
+from benchmarks.curves import number
+from wcompress.codec.options import PackOptions
+
+Results = dict[str, dict[str, Any]]
+DEFAULT_EFFORT = PackOptions().effort
+
+
+def real_models(results: Results) -> str:
+    heading = ["model", "parameters", "bytes", "bits", "worst tensor", "worst row", "mean cosine", "same answer"]
+    heading += ["output", "weights alone", "the rest alone"]
+    rows = []
+    for row in sorted(results["real_models"]["rows"], key=lambda row: (row["output"] is None, -row["n_params"])):
+        output = row["output"] or {}
+        rows.append(
+            [
+                row["model"],
+                f"{row['n_params']:,}",
+                f"{row['n_bytes']:,} B",
+                f"{row['bits_per_param']:.2f}",
+                f"{row['worst_tensor_db']:.1f} dB",
+                f"{row['worst_row_db']:.1f} dB",
+                number(output.get("mean_cosine"), ".4f"),
+                f"{number(output.get('agreement'), '.1f')} %" if output else "–",
+                *(
+                    f"{output[name]:.1f} dB" if output else "–"
+                    for name in ("snr_db", "weights_snr_db", "others_snr_db")
+                ),
+            ]
+        )
+    return markdown_table(heading, rows)
+
+
+def scale(results: Results) -> str:
+    heading = ["model", "options", "bytes", "bits", "SQNR", "above R(D)", "pack", "memory", "unpack", "memory"]
+    rows = [
+        [
+            row["model"],
+            row["options"],
+            f"{row['n_bytes']:,} B",
+            f"{row['bits_per_param']:.3f}",
+            f"{row['sqnr_db']:.2f} dB",
+            "–" if row["bits_above_rd"] is None else f"{row['bits_above_rd']:.3f} bits",
+            f"{row['pack_s']:.0f} s ({row['pack_cpu_s']:.0f} s of CPU)",
+            f"{row['pack_peak_mb']:.0f} MB",
+            f"{row['unpack_s']:.1f} s",
+            f"{row['unpack_peak_mb']:.0f} MB",
+        ]
+        for row in results["scale"]["rows"]
+    ]
+    return markdown_table(heading, rows)
+
+
+def efforts(results: Results) -> str:
+    heading = [
+        "model",
+        "effort",
+        "states",
+        "bytes",
+        "more than the default",
+        "SQNR",
+        "CPU",
+        "of the default's",
+        "memory",
+    ]
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for row in results["efforts"]["rows"]:
+        by_model.setdefault(row["model"], []).append(row)
+    rows = []
+    for model, of_model in by_model.items():
+        default = next((row for row in of_model if row["effort"] == DEFAULT_EFFORT), None)
+        for row in sorted(of_model, key=lambda row: row["effort"]):
+            more = times = None
+            if default is not None:
+                more = 100 * (row["bytes_at_equal_sqnr"] / default["bytes_at_equal_sqnr"] - 1)
+                times = row["pack_cpu_s"] / default["pack_cpu_s"]
+            rows.append(
+                [
+                    model,
+                    str(row["effort"]),
+                    f"{row['n_states']:,}",
+                    f"{row['n_bytes']:,} B",
+                    f"{number(more, '+.1f')} %",
+                    f"{row['sqnr_db']:.2f} dB",
+                    f"{row['pack_cpu_s']:.1f} s",
+                    f"{number(times, '.2f')} times",
+                    f"{row['pack_peak_mb']:.0f} MB",
+                ]
+            )
+    return markdown_table(heading, rows)
+
+
+def real_peers(results: Results) -> str:
+    heading = ["model", "peer", "bits", "SQNR", "peer's bytes", "wcompress", "saved", "aim", "effort 1", "saved"]
+    found: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = {}
+    for row in results["real_peers"]["rows"]:
+        found.setdefault((row["peer"], row["model"], row["bits"]), {})[row["effort"]] = row
+    rows = []
+    for (peer, model, bits), by_effort in sorted(found.items(), reverse=True):
+        best, fast = by_effort[max(by_effort)], by_effort.get(1)
+        rows.append(
+            [
+                model,
+                {"nncodec": "NNCodec", "entropack": "EntroPack"}[peer],
+                f"{bits:.0f}",
+                f"{best['sqnr_db']:.2f} dB",
+                f"{best['peer_bytes']:,.0f} B",
+                f"{best['n_bytes']:,} B",
+                f"**{best['saving_percent']:.1f} %**",
+                "–" if best["wanted_percent"] is None else f"{best['wanted_percent']:.0f} %",
+                *(["–", "–"] if fast is None else [f"{fast['n_bytes']:,} B", f"{fast['saving_percent']:.1f} %"]),
+            ]
+        )
+    return markdown_table(heading, rows)
+
+
+def large_lossless(results: Results) -> str:
+    heading = ["codec", "ratio", "pack, CPU", "times ZipNN's", "wall", "memory", "unpack, CPU", "times ZipNN's", "wall"]
+    heading += ["memory"]
+    found = {row["name"]: row for row in results["large_lossless"]["rows"]}
+    zipnn = found.get("zipnn", {})
+    rows = []
+    for name, row in found.items():
+        if row["unavailable"]:
+            rows.append([name, f"unavailable: {row['unavailable']}", *["–"] * (len(heading) - 2)])
+            continue
+        cells = [name, f"**{row['ratio']:.3f}x**"]
+        for what in ("pack", "unpack"):
+            base = zipnn.get(f"{what}_cpu_s")
+            cells += [
+                f"{row[f'{what}_cpu_s']:.1f} s",
+                "–" if base is None else f"{row[f'{what}_cpu_s'] / base:.1f}",
+                f"{row[f'{what}_s']:.1f} s",
+                f"{row[f'{what}_peak_mb']:.0f} MB",
+            ]
+        rows.append(cells)
+    return markdown_table(heading, rows)
