@@ -102,7 +102,9 @@ def real_peers(results: Results) -> str:
     for row in results["real_peers"]["rows"]:
         found.setdefault((row["peer"], row["model"], row["bits"]), {})[row["effort"]] = row
     rows = []
-    for (peer, model, bits), by_effort in sorted(found.items(), reverse=True):
+    sizes = {row["model"]: row["n_params"] for row in results["real_peers"]["rows"]}
+    for peer, model, bits in sorted(found, key=lambda key: (key[0] != "nncodec", sizes[key[1]], key[2])):
+        by_effort = found[peer, model, bits]
         best, fast = by_effort[max(by_effort)], by_effort.get(1)
         rows.append(
             [

@@ -285,6 +285,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
             "peer": peer,
             "bits": 3.0,
             "effort": effort,
+            "n_params": 1_400_000,
             "sqnr_db": 18.0,
             "n_bytes": 1000,
             "peer_bytes": 1050.5,
