@@ -207,7 +207,7 @@ def _command_times(results: Results) -> str:
 
 def _ablation(results: Results) -> str:
     names = ["tables", "tables and VAE", "context", "context and VAE"]
-    heading = ["model", "weights", "SQNR", *names, "latents stored", "VAE saves", "its part of CPU"]
+    heading = ["model", "weights", "SQNR", *names, "latents stored", "VAE saves", "CPU"]
     rows = []
     for row in sorted(results["ablation"]["rows"], key=lambda row: row["n_params"]):
         sizes, latents, cpu = row["bytes_at_equal_sqnr"], row["n_latents"], row["pack_cpu_s"]
@@ -220,7 +220,7 @@ def _ablation(results: Results) -> str:
                 *(f"{sizes[name]:,.0f} B" if name in sizes else "–" for name in names),
                 " / ".join(f"{latents[name]:,}" if name in latents else "–" for name in (names[1], default)),
                 f"{100 * (1 - sizes[default] / sizes[without]):.1f} %",
-                f"{100 * (1 - cpu[without] / cpu[default]):.0f} %",
+                f"{cpu[without]:.1f} / {cpu[default]:.1f} s",
             ]
         )
     return markdown_table(heading, rows)
