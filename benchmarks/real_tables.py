@@ -105,7 +105,9 @@ def real_peers(results: Results) -> str:
     sizes = {row["model"]: row["n_params"] for row in results["real_peers"]["rows"]}
     for peer, model, bits in sorted(found, key=lambda key: (key[0] != "nncodec", sizes[key[1]], key[2])):
         by_effort = found[peer, model, bits]
-        best, fast = by_effort[max(by_effort)], by_effort.get(1)
+        if DEFAULT_EFFORT not in by_effort:
+            continue
+        best, fast = by_effort[DEFAULT_EFFORT], by_effort.get(1)
         rows.append(
             [
                 model,
