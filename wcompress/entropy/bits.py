@@ -30,6 +30,11 @@ def _exp_golomb(value: int, k: int) -> str:
     return "1" * n_bits + "0" + bin(head)[3:] + low
 
 
+def exp_golomb_bits(value: int, k: int = 0) -> int:
+    """How many bits `BitWriter.write_exp_golomb` writes."""
+    return 2 * ((value >> k) + 1).bit_length() - 1 + k
+
+
 class BitWriter:
     """Collects bits."""
 
@@ -95,6 +100,8 @@ class BitReader:
         Raises:
             ArchiveError: fewer are left.
         """
+        if not n_bits:
+            return 0
         end = self.position + n_bits
         if end > 8 * len(self.data):
             raise ArchiveError(f"{self._place}: ends at bit {self.position}; the archive is damaged")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.entropy.ans import bounds_of, first_of_slot
-from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
+from wcompress.entropy.bits import BitReader, BitWriter, exp_golomb_bits, unzigzag, zigzag
 from wcompress.errors import ArchiveError
 
 MAX_MAGNITUDE = 2047
@@ -61,14 +61,39 @@ class FrequencyTable:
         lengths: npt.NDArray[np.float64] = np.log2(self.weights.sum()) - np.log2(self.weights)
         return lengths
 
-    def write(self, out: BitWriter) -> None:
-        """Magnitude m, then each level by its difference from what the two before it predict.
+    @functools.cached_property
+    def n_bits(self) -> int:
+        """Bits that `write` writes.
+
+        Raises:
+            TableTooWideError: m is larger than readers take.
+        """
+        self.check()
+        levels = np.array(self.levels, np.int64)
+        before = np.concatenate([[0], levels[:-1]])
+        slopes = np.zeros(len(levels), np.int64)
+        slopes[2:] = np.maximum(np.diff(levels)[:-1], 0)
+        change = levels - before - slopes
+        codes = np.where(change >= 0, 2 * change, -2 * change - 1)
+        lengths = np.frexp(((codes >> 1) + 1).astype(np.float64))[1]
+        return exp_golomb_bits(self.limit, 2) + int((2 * lengths).sum())
+
+    def check(self) -> None:
+        """Say that a reader takes the table.
 
         Raises:
             TableTooWideError: m is larger than readers take.
         """
         if self.limit > MAX_MAGNITUDE:
             raise TableTooWideError(f"a table of {self.limit} magnitudes")
+
+    def write(self, out: BitWriter) -> None:
+        """Magnitude m, then each level by its difference from what the two before it predict.
+
+        Raises:
+            TableTooWideError: m is larger than readers take.
+        """
+        self.check()
         out.write_exp_golomb(self.limit, 2)
         before, slope = 0, 0
         for magnitude, level in enumerate(self.levels):

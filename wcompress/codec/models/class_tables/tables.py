@@ -18,7 +18,7 @@ import numpy.typing as npt
 from wcompress.codec.quantiser.trellis import Trellis, group, interleave
 from wcompress.compiled import compiled
 from wcompress.entropy.bits import BitReader, BitWriter
-from wcompress.entropy.coder import Decoder, Encoder
+from wcompress.entropy.coder import Decoder, Encoder, streams_of
 from wcompress.entropy.tables import FrequencyTable, fit_table
 from wcompress.errors import ArchiveError
 from wcompress.threads import in_parts, in_threads
@@ -27,7 +27,7 @@ from wcompress.wire import ByteCursor, encode_varint
 
 Ints = npt.NDArray[np.int32]
 _LOW_BITS_FROM_OCTAVE = 3
-_BATCH = 16
+_TOGETHER = 4
 
 
 def low_bits(cls: int) -> int:
@@ -56,6 +56,16 @@ class ClassTables:
 
     owner: tuple[int, ...]
     pairs: tuple[tuple[FrequencyTable, FrequencyTable], ...]
+
+    def check(self) -> None:
+        """Say that a reader takes the tables.
+
+        Raises:
+            TableTooWideError: one has too many magnitudes.
+        """
+        for pair in self.pairs:
+            for table in pair:
+                table.check()
 
     def write(self, out: BitWriter) -> None:
         """For each class whether it occurs and whether it has its predecessor's tables; then the tables."""
@@ -191,11 +201,10 @@ def _cost(counts: npt.NDArray[np.float64]) -> float:
     # Bits of symbols and tables together.
     total = 0.0
     limit = counts.shape[1] // 2
-    writer = BitWriter()
     for row, table in zip(counts, _pair(counts), strict=True):
         total += float(row[limit - table.limit : limit + table.limit + 1] @ table.bits)
-        table.write(writer)
-    return total + writer.n_bits
+        total += table.n_bits
+    return total
 
 
 def encode_symbols(
@@ -218,14 +227,15 @@ def encode_symbols(
 
     def grouped(unit: int) -> tuple[_Slots, npt.NDArray[np.int64], Ints]:
         start, end = int(unit_starts[unit]), int(unit_starts[unit + 1])
-        slots, pool = _Slots.of(classes, class_shift, start, end), np.empty(end - start, np.int32)
+        slots = _Slots.of(classes, class_shift, start, end)
+        if machine.n_states == 1 and len(slots.used) == 1:
+            return slots, np.array([end - start, 0]), symbols[start:end]
+        pool = np.empty(end - start, np.int32)
         return slots, group(symbols[start:end], slots.each, class_shift, len(slots.used), machine, pool), pool
 
     n_units = len(unit_starts) - 1
-    batches = (range(first, min(first + _BATCH, n_units)) for first in range(0, n_units, _BATCH))
-    streams: list[bytes] = []
-    # One by one: constriction holds Python's lock, and threads would but wait for each other.
-    for slots, sizes, pool in itertools.chain.from_iterable(in_threads(grouped, batch) for batch in batches):
+
+    def encoder_of(slots: _Slots, sizes: npt.NDArray[np.int64], pool: Ints) -> Encoder:
         encoder = Encoder()
         if machine.n_states > 1:
             for n_both, n_second in zip(slots.n_both, sizes[1::2], strict=True):
@@ -239,7 +249,13 @@ def encode_symbols(
                 encoder.add(head, table)
                 if n_low:
                     encoder.add_bits(values - (head << n_low) + (1 << n_low >> 1), n_low)
-        streams.append(encoder.to_bytes())
+        return encoder
+
+    def coded(first: int) -> list[bytes]:
+        units = range(first, min(first + _TOGETHER, n_units))
+        return streams_of([encoder_of(*grouped(unit)) for unit in units])
+
+    streams = itertools.chain.from_iterable(in_threads(coded, range(0, n_units, _TOGETHER)))
     return b"".join(encode_varint(len(data)) + data for data in streams)
 
 
@@ -304,12 +320,38 @@ def decode_symbols(
     streams = [cursor.take(cursor.varint()) for _ in range(len(unit_starts) - 1)]
     cursor.finish()
 
-    def decoded(unit: int) -> None:
-        start, end = int(unit_starts[unit]), int(unit_starts[unit + 1])
-        slots = _Slots.of(classes, class_shift, start, end)
-        use(unit, _decode_unit(streams[unit], slots, class_shift, machine, tables))
+    def slots_of(unit: int) -> _Slots:
+        return _Slots.of(classes, class_shift, int(unit_starts[unit]), int(unit_starts[unit + 1]))
 
-    in_threads(decoded, units)
+    def decoded(some: Sequence[int]) -> None:
+        slots = [slots_of(unit) for unit in some]
+        first = slots[0]
+        if machine.n_states == 1 and all(
+            len(other.used) == 1 and other.used[0] == first.used[0] and other.n_both[0] == first.n_both[0]
+            for other in slots
+        ):
+            found = _decode_alike([streams[unit] for unit in some], int(first.used[0]), int(first.n_both[0]), tables)
+            for unit, symbols in zip(some, found, strict=True):
+                use(unit, symbols)
+            return
+        for unit, own in zip(some, slots, strict=True):
+            use(unit, _decode_unit(streams[unit], own, class_shift, machine, tables))
+
+    in_threads(decoded, [units[first : first + _TOGETHER] for first in range(0, len(units), _TOGETHER)])
+
+
+def _decode_alike(streams: Sequence[bytes], cls: int, n: int, tables: ClassTables) -> list[Ints]:
+    """Units of one class and as many symbols each, under a trellis of one state."""
+    owner = tables.owner[cls]
+    if owner < 0:
+        raise ArchiveError(f"symbols: class {cls} has no table; the archive is damaged")
+    decoders = [Decoder(data, "symbols") for data in streams]
+    found = Decoder.take_together(decoders, n, tables.pairs[owner][0])
+    n_low = int(LOW_BITS[cls])
+    if not n_low:
+        return found
+    lower = [decoder.take_bits(n, n_low) for decoder in decoders]
+    return [(high << n_low) + low - np.int32(1 << n_low >> 1) for high, low in zip(found, lower, strict=True)]
 
 
 def _decode_unit(data: bytes, slots: _Slots, class_shift: int, machine: Trellis, tables: ClassTables) -> Ints:
