@@ -4,11 +4,12 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from wcompress.threads import in_parts, in_threads, n_work_threads, work_threads
+from wcompress.threads import in_order, in_parts, in_threads, n_work_threads, work_threads
 
 DEADLINE_S = 300
 """For what takes a moment; only a failure takes so long."""
@@ -105,3 +106,39 @@ def test_no_more_threads_than_asked_for() -> None:
         places = in_threads(lambda _: threading.get_ident(), range(20))
     assert set(places) == {threading.get_ident()}
     assert n_work_threads() == 2
+
+
+def test_results_come_in_order_and_few_wait() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.01 if item % 2 else 0.0)
+        return item * item
+
+    taken = []
+    with work_threads(2):
+        for result in in_order(work, range(9), 4):
+            taken.append(result)
+            assert len(begun) <= len(taken) + 1
+    assert taken == [item * item for item in range(9)]
+    with work_threads(1):
+        assert list(in_order(work, [3, 2], 4)) == [9, 4]
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_an_error_comes_in_its_place_and_leaves_nothing_at_work(n_threads: int) -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 2:
+            raise ValueError("two")
+        return item
+
+    with work_threads(n_threads):
+        results = in_order(work, range(100), 4)
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(ValueError, match="two"):
+            next(results)
+    assert len(begun) <= 4

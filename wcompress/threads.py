@@ -6,7 +6,8 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -108,6 +109,38 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
         if error is not None:
             raise error
     return results
+
+
+def in_order(function: Callable[[Item], Result], items: Sequence[Item], most: int) -> Generator[Result, None, None]:
+    """Results for all items, in their order, each as soon as those before it were taken.
+
+    While one is being used others are at work; no more than there are threads, and than `most`, are at work or wait to
+    be taken. What an item raises is raised in its place, and an interruption here, once the items at work are done.
+    """
+    n_threads = min(len(items), n_work_threads(), most)
+    if n_threads < 2 or getattr(_pool.inside, "working", False):
+        yield from map(function, items)
+        return
+
+    def work(item: Item) -> Result:
+        _pool.inside.working = True
+        try:
+            return function(item)
+        finally:
+            _pool.inside.working = False
+
+    pending: deque[Future[Result]] = deque()
+    left = iter(items)
+    try:
+        pending += (_pool.executor().submit(work, item) for item in itertools.islice(left, n_threads))
+        while pending:
+            pending[0].result()  # while it is among those that are waited for
+            yield pending.popleft().result()
+            pending += (_pool.executor().submit(work, item) for item in itertools.islice(left, 1))
+    finally:
+        for future in pending:
+            future.cancel()
+        wait(pending)
 
 
 def in_parts(function: Callable[[slice], Result], n: int) -> list[Result]:

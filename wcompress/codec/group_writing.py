@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.dtypes import empty
 from wcompress.fidelity import Comparison, ErrorFigures
 from wcompress.progress import Progress
-from wcompress.threads import in_threads, n_work_threads
+from wcompress.threads import in_order
 
 CHECKING = "checking what the archive restores to"
 
@@ -106,8 +107,10 @@ def _one_pass(
     n_latents = padding = 0
     spent = {"encode": 0.0, "check": 0.0}
     n_done, n_all = 0, sum(entry.numel for entry in entries if entry.kind != "tie")
-    with ArchiveWriter(path, QUICK_VERSION if options.is_quick else GROUPED_VERSION) as writer:
-        for number, (encoded, tensors) in _encoded(encoding, spent):
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(ArchiveWriter(path, QUICK_VERSION if options.is_quick else GROUPED_VERSION))
+        encoded_groups = stack.enter_context(contextlib.closing(_encoded(encoding, spent)))
+        for number, (encoded, tensors) in encoded_groups:
             start = time.perf_counter()
             of_group = slabs(entries, groups[number])
             n_done += sum(slab.entry.numel for slab in of_group)
@@ -164,21 +167,22 @@ def _one_pass(
 
 def _encoded(
     encoding: GroupedEncoding, spent: dict[str, float]
-) -> Iterator[tuple[int, tuple[Encoded, dict[str, torch.Tensor]]]]:
-    """Each group, encoded and restored again; as many at once as there are threads, four at most."""
+) -> Generator[tuple[int, tuple[Encoded, dict[str, torch.Tensor]]], None, None]:
+    """Each group, encoded and restored again; as many at once as there are threads, four at most.
+
+    While one is written others are at work.
+    """
 
     def one(number: int) -> tuple[Encoded, dict[str, torch.Tensor]]:
         encoded = encoding.encode(number)
         return encoded, restore_group(encoded)
 
-    numbers = range(len(encoding.groups))
-    n_together = min(n_work_threads(), GROUPS_AT_ONCE)
-    for first in range(0, len(numbers), n_together):
-        some = numbers[first : first + n_together]
-        start = time.perf_counter()
-        found = in_threads(one, some)
-        spent["encode"] += time.perf_counter() - start
-        yield from zip(some, found, strict=True)
+    with contextlib.closing(in_order(one, range(len(encoding.groups)), GROUPS_AT_ONCE)) as found:
+        for number in range(len(encoding.groups)):
+            start = time.perf_counter()
+            group = next(found)
+            spent["encode"] += time.perf_counter() - start
+            yield number, group
 
 
 class _Restored:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.compiled import compiled
-from wcompress.entropy.ans import opened, take
+from wcompress.entropy.ans import SLOT_BITS, opened, take
 from wcompress.entropy.tables import FrequencyTable
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import farthest
