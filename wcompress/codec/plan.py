@@ -17,7 +17,8 @@ from wcompress.codec.container.manifest import CODED_DTYPES, Part, TensorEntry
 from wcompress.codec.quantiser.step_scales import RUN
 from wcompress.codec.storage.exceptions import Positions, without_exceptions
 from wcompress.codec.storage.recognise import recognise
-from wcompress.fidelity import LEAST_ROW, computable, largest_magnitude
+from wcompress.fidelity import LEAST_ROW, computable, largest_magnitude, pieces
+from wcompress.threads import in_threads
 
 if TYPE_CHECKING:
     from wcompress.codec.tensor_rules import Chosen
@@ -34,6 +35,7 @@ _OUTLIER = 50.0  # standard deviations of its tensor, row and column
 _MOST_OUTLIERS = 0.02  # of a tensor; more are no outliers
 _SUSPECT = 8.0
 _SAMPLE = 1 << 16
+_TOGETHER = 1 << 15  # elements looked at, which fit a processor's cache
 _MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
 ALWAYS_EXACT_BITS = 2.0
 """An element's, of what is recognised as no weights: so little is never saved."""
@@ -181,6 +183,7 @@ def plan_tensors(
     kinds = _Kinds(checkpoint, method, exact_bits, given, {} if chosen is None else chosen.kinds)
     plan = Plan((), {}, {}, {}, release=checkpoint.release)
     entries: list[TensorEntry] = []
+    looked_at: list[tuple[int, torch.Tensor]] = []
     for index, (name, tensor) in enumerate(checkpoint.tensors.items()):
         dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
         if name in checkpoint.ties:
@@ -190,14 +193,27 @@ def plan_tensors(
         if chosen is not None:
             tensor = chosen.rounded.get(name, tensor)
         if kind == "coded" and method == "vae" and given is None:
-            places = exceptional(tensor)
-            if len(places):
-                flat = tensor.reshape(-1)
-                plan.exceptions[index] = (places, flat[torch.from_numpy(places)])
+            looked_at.append((index, tensor))
         entries.append(TensorEntry(name, dtype, shape, kind))
         getattr(plan, kind)[name] = tensor
         checkpoint.release(name)
+    for index, tensor in _not_plain(looked_at, entries, checkpoint.release):
+        places = exceptional(tensor)
+        if len(places):
+            plan.exceptions[index] = (places, tensor.reshape(-1)[torch.from_numpy(places)])
+        checkpoint.release(entries[index].name)
     return replace(plan, entries=tuple(entries), chosen=chosen)
+
+
+def _not_plain(
+    rows: Sequence[tuple[int, torch.Tensor]], entries: Sequence[TensorEntry], release: Callable[[str], None]
+) -> list[tuple[int, torch.Tensor]]:
+    def plain(row: tuple[int, torch.Tensor]) -> bool:
+        found = is_plain(row[1])
+        release(entries[row[0]].name)
+        return found
+
+    return [row for row, found in zip(rows, in_threads(plain, rows), strict=True) if not found]
 
 
 class _Kinds:
@@ -250,7 +266,7 @@ def _one_by_one(
 
 def _is_worth_coding(tensor: torch.Tensor, shortest_row: int) -> bool:
     # What is never negative acts by its relative size: variances and gains.
-    if tensor.numel() and float(computable(tensor).nan_to_num(0.0).min()) >= 0 and not _is_dense(tensor):
+    if tensor.numel() and not any(bool((piece < 0).any()) for piece in pieces(tensor)) and not _is_dense(tensor):
         return False
     return _is_matrix(tensor) or tensor.numel() >= shortest_row
 
@@ -287,7 +303,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def _is_tiny(tensor: torch.Tensor) -> bool:
     # Squares of such numbers do not exist.
-    if not tensor.numel():
+    if not tensor.numel() or tensor.dtype != torch.float64:  # others have none
         return False
     return 0 < float(computable(tensor).abs().nan_to_num_(0.0, 0.0, 0.0).max()) < 1 / LARGEST
 
@@ -332,6 +348,28 @@ def exceptional(tensor: torch.Tensor) -> Positions:
         sizes = np.where(usable, sizes, 0)
     outliers = _outliers(sizes, tuple(tensor.shape))
     return np.union1d(beyond, outliers).astype(np.int64)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is soon seen that a matrix has no exceptional elements: all finite, and none far out in its row.
+
+    Args:
+        tensor: contiguous, of a float dtype.
+    """
+    n, n_rows = tensor.numel(), tensor.shape[0] if tensor.ndim else 1
+    if tensor.ndim < 2 or n < LEAST_ROW * n_rows or tensor.dtype == torch.float64:
+        return False
+    rows = tensor.reshape(n_rows, -1)
+    n_together = max(1, _TOGETHER // rows.shape[1])
+    for first in range(0, n_rows, n_together):
+        sizes = computable(rows[first : first + n_together]).abs().numpy()
+        largest = sizes.max(1)
+        if not np.isfinite(largest).all():
+            return False
+        for row in np.flatnonzero(largest > _SUSPECT * sizes.mean(1, dtype=np.float64)).tolist():
+            if largest[row] > _OUTLIER * _usual(sizes[row]):
+                return False
+    return True
 
 
 def _outliers(sizes: npt.NDArray[np.floating], shape: tuple[int, ...]) -> Positions:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,17 @@ from wcompress.codec.quantiser.reconstruction import Levels
 from wcompress.codec.quantiser.sequence import CONTEXT_UNIT_BLOCKS, LAYOUTS, Sequencing
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import N_STATES, Trellis, quantisers, trellis
+from wcompress.codec.quantiser.views import Scales, View, look_up
 from wcompress.codec.storage.dtypes import empty, entry_dtype, round_to_dtype
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError
-from wcompress.fidelity import as_bytes
+from wcompress.fidelity import as_bytes, farthest
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
+_MOST_LOOKED_UP = 1 << 16  # values in a table
+_NO_TABLE = np.zeros((0, 0), np.uint8)
 _MACHINES_BEFORE_4 = 8  # format versions before 4 have trellises of up to 256 states
 
 
@@ -86,6 +90,21 @@ class VaeCode:
         which = quantisers(self.symbols, self.sequencing.unit_starts, self.machine)
         multipliers = self.own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
         return self.levels.restored(self.symbols, which, self.machine, ratios, self.step, multipliers)
+
+    def scales(self, index: int, limit: int) -> Scales | None:
+        """The scales of tensor `index`, where its weights can be looked up by symbol and scale.
+
+        Args:
+            index: of the tensor.
+            limit: the largest magnitude of its symbols.
+
+        Returns:
+            None under a trellis of several states, or where the table would be large.
+        """
+        if self.machine.n_states > 1 or limit > _MOST_LOOKED_UP:
+            return None
+        found = Scales.of(self.own_scales, self.sequencing, index)
+        return found if found is not None and len(found.scales) * (2 * limit + 1) <= _MOST_LOOKED_UP else None
 
     def squared_error(
         self, weights: npt.NDArray[np.floating], multipliers: Floats, ratios: npt.NDArray[np.int8] | None
@@ -174,20 +193,51 @@ class VaeReader:
             n_wanted = sum(int(end - start) for start, end in spans.values())
             raise ArchiveError(f"no memory for {n_wanted} weights; restore fewer tensors at once") from error
         code = self._code
+        looked_up: dict[str, tuple[int, Scales | None, npt.NDArray[Any]]] = {}
+
+        def table(name: str, limit: int, dtype: torch.dtype) -> tuple[Scales | None, npt.NDArray[Any]]:
+            # What the symbols of a tensor stand for, in its dtype.
+            known, scales, values = looked_up.get(name, (-1, None, _NO_TABLE))
+            if known < limit:
+                limit += limit >> 2
+                scales = code.scales(self._entries[name], limit)
+                if scales is not None:
+                    found = code.levels.table(code.machine, limit, code.step, scales.scales)
+                    words = as_bytes(round_to_dtype(found.reshape(-1), dtype)).numpy()
+                    values = words.view(f"u{dtype.itemsize}").reshape(found.shape)
+                looked_up[name] = limit, scales, values
+            return scales, values
 
         def restored(unit: int, symbols: Ints, ratios: npt.NDArray[np.int8] | None) -> None:
             at = int(sequencing.unit_starts[unit])
+            if code.machine.n_states == 1 and ratios is None:
+                limit, stop = int(farthest(symbols)), at + len(symbols)
+                for name, index, first, last in parts(at, stop):
+                    scales, values = table(name, limit, flat[name].dtype)
+                    if scales is None:
+                        break
+                    inner = View.of(sequencing, index).inner
+                    start = int(sequencing.starts[index])
+                    out = as_bytes(flat[name][first - start : last - start]).numpy().view(values.dtype)
+                    look_up(symbols[first - at : last - at], first - start, scales, inner, values, out)
+                else:
+                    return
             which = quantisers(symbols, np.array([0, len(symbols)], np.int64), code.machine)
             multipliers = code.own_scales.multipliers(sequencing, at, at + len(symbols))
             weights = code.levels.restored(symbols, which, code.machine, ratios, code.step, multipliers)
-            begin, stop = np.searchsorted(sequencing.starts, [at, at + len(weights)], side="left")
-            for index in range(max(0, int(begin) - 1), int(stop)):
-                start, end = (int(v) for v in sequencing.starts[index : index + 2])
-                first, last = max(start, at), min(end, at + len(weights))
-                wanted_part = flat.get(self._rows[index].name)
-                if first < last and wanted_part is not None:
-                    part = round_to_dtype(weights[first - at : last - at], wanted_part.dtype)
-                    as_bytes(wanted_part[first - start : last - start]).numpy()[:] = as_bytes(part).numpy()
+            for name, index, first, last in parts(at, at + len(weights)):
+                start = int(sequencing.starts[index])
+                part = round_to_dtype(weights[first - at : last - at], flat[name].dtype)
+                as_bytes(flat[name][first - start : last - start]).numpy()[:] = as_bytes(part).numpy()
+
+        def parts(at: int, stop: int) -> Iterator[tuple[str, int, int, int]]:
+            # Of what lies between two places of the sequence, the tensors that are wanted, and from where to where.
+            begin, end = np.searchsorted(sequencing.starts, [at, stop], side="left")
+            for index in range(max(0, int(begin) - 1), int(end)):
+                first, last = (int(v) for v in sequencing.starts[index : index + 2])
+                name = self._rows[index].name
+                if max(first, at) < min(last, stop) and name in flat:
+                    yield name, index, max(first, at), min(last, stop)
 
         code.model.decode(self._data, sequencing, code.machine, sorted(needed), restored)
         return {name: sequencing.unflatten(self._entries[name], tensor) for name, tensor in flat.items()}

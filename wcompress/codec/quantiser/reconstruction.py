@@ -72,6 +72,23 @@ class Levels:
         _restore(which, *self._arrays(symbols, machine, ratios), step / LEVEL_UNITS, multipliers, out)
         return out
 
+    def table(self, machine: Trellis, limit: int, step: float, scales: Floats) -> Floats:
+        """What each symbol + limit is restored to under a scalar quantiser at each scale, as `restored` has it.
+
+        Args:
+            machine: the trellis, of one state.
+            limit: the largest magnitude.
+            step: of the quantiser.
+            scales: own scales, float64 `[n_scales]`.
+
+        Returns:
+            float64 `[n_scales, 2 · limit + 1]`.
+        """
+        units = self._table(machine, np.arange(-limit, limit + 1))[0].astype(np.float64)
+        with np.errstate(over="ignore"):
+            values: Floats = (units * (step / LEVEL_UNITS)) * scales[:, None]
+        return values
+
     def squared_error(
         self,
         symbols: Ints,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,7 +102,7 @@ class Sequencing:
         return np.searchsorted(self.starts, first, side="right") - 1
 
     def flatten(
-        self, arrays: Sequence[npt.NDArray[np.floating]], dtype: type[np.floating] = np.float64
+        self, arrays: Iterable[npt.NDArray[np.floating]], dtype: type[np.floating] = np.float64
     ) -> npt.NDArray[np.floating]:
         """Tensors of any float dtype → weights of `dtype`, `[n_weights]`."""
         out = np.empty(self.n_weights, dtype)

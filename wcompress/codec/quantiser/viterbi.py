@@ -212,8 +212,15 @@ def _search_scalar(x: Singles, classes: Ints, class_shift: int, first: int, thre
             out[i] = -out[i] if some[i] < 0 else out[i]
 
 
-def _thresholds(levels: Singles, rates: Singles, multiplier: float) -> Singles:
-    # From which magnitude on k is better than k − 1, for each class and k, float32 `[n_classes, limit + 1]`, ascending.
+def thresholds(levels: Singles, rates: Singles, multiplier: float) -> Singles:
+    """From which magnitude on k is better than k − 1 under scalar quantisation, for each class and k.
+
+    Args:
+        levels, rates, multiplier: as for `search`.
+
+    Returns:
+        float32 `[n_classes, limit + 1]`, ascending, in steps; the first is 0.
+    """
     # Levels and rates of −k are those of k.
     limit = levels.shape[1] // 2
     level = levels[0, limit:].astype(np.float64)
@@ -253,7 +260,7 @@ def search(
     """
     symbols = np.empty(len(x), np.int32)
     scalar = machine.n_states == 1 and shifts is None
-    thresholds = _thresholds(levels, rates, multiplier) if scalar else np.zeros((0, 0), np.float32)
+    bounds = thresholds(levels, rates, multiplier) if scalar else np.zeros((0, 0), np.float32)
     if shifts is None:
         shifts = np.zeros((len(rates), 2), np.float32)
     half = machine.n_states // 2
@@ -268,7 +275,7 @@ def search(
         for start, end in itertools.pairwise(some.tolist()):
             unit, out = x[start:end], symbols[start:end]
             if scalar:
-                _search_scalar(unit, classes, class_shift, start, thresholds, out)
+                _search_scalar(unit, classes, class_shift, start, bounds, out)
                 continue
             costs = np.full((4, half), 1e30, np.float32)
             costs[0, :1] = 0.0

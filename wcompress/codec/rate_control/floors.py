@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.quantiser.sequence import Sequencing
-from wcompress.codec.quantiser.step_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales, group_indices, has_pairs
+from wcompress.codec.quantiser.step_scales import BOTH, FIRST, RUN, SECOND, WHOLE, OwnScales, has_pairs
+from wcompress.codec.quantiser.views import Sums, View
 from wcompress.fidelity import LEAST_ROW
 
 Floats = npt.NDArray[np.float64]
@@ -79,26 +80,33 @@ def kinds_of(shape: tuple[int, ...]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of one tensor by kind: which each of its weights is in, in the sequence's order."""
+    """The groups of one tensor by kind.
 
-    indices: dict[int, npt.NDArray[np.int64]]
+    Attributes:
+        view: how its weights lie in the sequence.
+        counts: of the weights in each group, int64 `[n_groups]`, by kind.
+    """
+
+    view: View
     counts: dict[int, npt.NDArray[np.int64]]
 
     @classmethod
     def of(cls, sequencing: Sequencing, index: int) -> Groups:
         """Those of tensor `index`."""
-        n = int(sequencing.starts[index + 1] - sequencing.starts[index])
-        indices = {
-            kind: group_indices(sequencing, index, kind, 0, n)
-            for kind in kinds_of(sequencing.shapes[index])
-            if kind != WHOLE
-        }
-        return cls(indices, {WHOLE: np.array([n]), **{kind: np.bincount(of) for kind, of in indices.items()}})
+        shape = sequencing.shapes[index]
+        n = math.prod(shape)
+        counts = {}
+        for kind in kinds_of(shape):
+            if kind == FIRST and len(shape) == 1:
+                counts[kind] = np.minimum(RUN, n - np.arange(0, n, RUN))
+            else:
+                size = math.prod(shape[axis] for axis in {WHOLE: (), FIRST: (0,), SECOND: (1,), BOTH: (0, 1)}[kind])
+                counts[kind] = np.full(size, n // size)
+        return cls(View.of(sequencing, index), counts)
 
-    def sums(self, values: npt.NDArray[np.floating]) -> dict[int, Floats]:
-        """Sums of non-negative values, one for each weight, by kind and group."""
-        totals = {kind: np.bincount(of, values, len(self.counts[kind])) for kind, of in self.indices.items()}
-        return {WHOLE: np.array([values.sum(dtype=np.float64)]), **totals}
+    def sums(self) -> Sums:
+        """What sums over them are made with, once."""
+        return Sums(self.view, self.counts)
 
 
 def shortfalls(

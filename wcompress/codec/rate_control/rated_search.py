@@ -154,7 +154,7 @@ class RatedSearch(VaeSearch):
         self._prepare(rates.step(largest))
         try:
             solution = self._at_rates(rates, largest)
-            solution.header_bits  # noqa: B018 - tables are written, which says whether a reader takes them
+            solution.check()
         except TableTooWideError:
             if not isinstance(self._encoder, ClassEncoder):
                 raise
@@ -209,11 +209,8 @@ class RatedSearch(VaeSearch):
             return
         self._scaled_at = step
         self.own_scales = self._rates.at(self.own_scales, step)
-        self._multipliers = self.own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
-        self._counted = self.model.as_counted(self._multipliers)
-        encoder = self._encoder = copy.copy(self._encoder)
-        scaled = self._scaled()
-        encoder.weights = scaled.astype(np.float64, copy=False) if isinstance(encoder, ContextEncoder) else scaled
+        self._counted = None
+        self._encoder = self._encoder.with_weights(self._scaled())
 
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step` of the others."""

@@ -21,6 +21,7 @@ from wcompress.codec.options import EntropyParts
 from wcompress.codec.quantiser.sequence import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import N_STATES, trellis
+from wcompress.codec.quantiser.views import divided
 from wcompress.codec.rate_control.floors import Shortfalls, about_db, fine_sqnr_db, lowered
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.solution import EncoderConfig, Solution, finest_step
@@ -31,7 +32,7 @@ from wcompress.codec.storage.near_exact import encode_fine
 from wcompress.deadline import Deadline
 from wcompress.entropy.tables import TableTooWideError
 from wcompress.errors import TargetUnreachable
-from wcompress.fidelity import computable, energy, farthest
+from wcompress.fidelity import computable, energy
 from wcompress.progress import Progress, part
 
 Weights = npt.NDArray[np.floating]
@@ -97,13 +98,18 @@ class VaeSearch:
         parts: EntropyParts | None = None,
         progress: Progress | None = None,
     ) -> None:
-        arrays = [computable(tensor).numpy() for tensor in coded.values()]
-        layouts = tuple(choose_layout(array, block_size // latent_dim) for array in arrays)
-        n_weights = sum(array.size for array in arrays)
+        n_weights = sum(tensor.numel() for tensor in coded.values())
         self._parts = parts = parts or EntropyParts()
         by_context = parts.context and effort >= FIRST_CONTEXT_EFFORT
+        # Without contexts and a prior it makes no difference which weights lie side by side.
+        layouts = tuple(
+            choose_layout(computable(tensor).numpy(), block_size // latent_dim) if by_context else "rows"
+            for tensor in coded.values()
+        )
         unit_blocks = CONTEXT_UNIT_BLOCKS if by_context else UNIT_BLOCKS
-        self.sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, unit_blocks)
+        self.sequencing = Sequencing(
+            tuple(tuple(t.shape) for t in coded.values()), layouts, block_size, latent_dim, unit_blocks
+        )
         self.fine = fine
         self.rate = rate
         self._progress = progress
@@ -130,20 +136,18 @@ class VaeSearch:
             seed=seed,
             device=device,
         )
+        self._keeping: Solution | None = None  # of which it is known that it keeps the floors
         self._use(rule.scales, ContextEncoder if by_context else ClassEncoder, config)
-        self._signal = self.model.signal
 
     def _use(self, own_scales: OwnScales, kind: type[ContextEncoder | ClassEncoder], config: EncoderConfig) -> None:
         """Quantise under these scales from now on."""
         self.own_scales = own_scales
-        self._multipliers = own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
-        self._counted = self.model.as_counted(self._multipliers)
+        self._counted: tuple[Weights, npt.NDArray[np.float64]] | None = None
         self._encoder: ContextEncoder | ClassEncoder = kind(self._scaled(), self.sequencing, config)
 
     def _scaled(self) -> Weights:
         # Divided by their own scales; not a copy where there are none.
-        weights = self.model.weights
-        return weights if len(self._multipliers) == 1 else weights / self._multipliers
+        return divided(self.model.weights, self.own_scales, self.sequencing)
 
     def code(self, solution: Solution) -> VaeCode:
         """What is stored."""
@@ -163,12 +167,18 @@ class VaeSearch:
 
     def sqnr_db(self, solution: Solution) -> float:
         """SQNR of the coded tensors, dB, as it is counted."""
-        weights, multipliers = self._counted
-        if solution.own_scales is not None and solution.own_scales != self.own_scales:
-            multipliers = solution.own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights)
-            weights, multipliers = self.model.as_counted(multipliers)
+        weights, multipliers = self._as_counted(solution.own_scales or self.own_scales)
         noise = self.code(solution).squared_error(weights, multipliers, solution.ratios)
-        return 10 * math.log10(self._signal / max(noise, 1e-300)) if self._signal else math.inf
+        return 10 * math.log10(self.model.signal / max(noise, 1e-300)) if self.model.signal else math.inf
+
+    def _as_counted(self, own_scales: OwnScales) -> tuple[Weights, npt.NDArray[np.float64]]:
+        is_own = own_scales == self.own_scales
+        if is_own and self._counted is not None:
+            return self._counted
+        counted = self.model.as_counted(own_scales.multipliers(self.sequencing, 0, self.sequencing.n_weights))
+        if is_own:
+            self._counted = counted
+        return counted
 
     def _quality_db(self, solution: Solution) -> float:
         """The SQNR of the model, dB: what the floors, and the precision of fine tensors, follow."""
@@ -194,7 +204,7 @@ class VaeSearch:
         Raises:
             TargetUnreachable: no step does.
         """
-        if self.sequencing.n_weights == 0 or not self._signal:
+        if self.sequencing.n_weights == 0 or not self.model.signal:
             return self._encoder.solve(1.0)
         if self._floors:
             bits = 0.0 if target.n_bytes is None else 8 * target.n_bytes / self.sequencing.n_weights
@@ -203,7 +213,7 @@ class VaeSearch:
         self._prepare(guess)
         try:
             found = self._searched(target, guess)
-            found.header_bits  # noqa: B018 - tables are written, which says whether a reader takes them
+            found.check()
             return found
         except TableTooWideError:
             if isinstance(self._encoder, ContextEncoder):
@@ -213,14 +223,14 @@ class VaeSearch:
 
     def run_at(self, rate: Rate) -> Solution:
         """Code the group at the model's rate."""
-        if self.sequencing.n_weights == 0 or not self._signal:
+        if self.sequencing.n_weights == 0 or self.model.is_nothing:
             return self._encoder.solve(1.0)
         if self._floors:
             self._use_scales(self.model.capped(self.own_scales, rate.sqnr_db, rate))
         self._prepare(rate.step)
         try:
             found = self.solved(rate)
-            found.header_bits  # noqa: B018 - as above
+            found.check()
             return found
         except TableTooWideError:
             if isinstance(self._encoder, ContextEncoder):
@@ -233,6 +243,8 @@ class VaeSearch:
         machine = self._encoder.config.machine
         self._encoder.config = replace(self._encoder.config, machine=trellis(min(machine.n_states, _QUICK_STATES)))
         solution = self._kept_up(self.solve(rate.step, None))
+        if machine.n_states == 1 and not self.is_trained:
+            return solution  # nothing would be found that is not known
         if self.deadline.passed:
             self.was_cut = True
             return solution
@@ -251,8 +263,13 @@ class VaeSearch:
         return solution
 
     def _lacking(self, solution: Solution, tolerance_db: float = 0.0) -> list[Shortfalls]:
-        restored = self.code(solution).restored(solution.ratios)
-        return self.model.lacking(restored, self._quality_db(solution), self.rate, tolerance_db=tolerance_db)
+        if solution is self._keeping:
+            return []
+        code, sqnr_db = self.code(solution), self._quality_db(solution)
+        lacking = self.model.lacking(code, solution.ratios, sqnr_db, self.rate, tolerance_db=tolerance_db)
+        if not lacking and not tolerance_db:
+            self._keeping = solution
+        return lacking
 
     def unit_noise(self, solution: Solution) -> float:
         """Mean squared error of a weight whose scale is 1, in the weights' own units."""
@@ -357,9 +374,9 @@ class VaeSearch:
             Whether none is left.
         """
         weights, far = self._encoder.weights, []
-        for span in self.model.spans:
-            some = np.abs(weights[span])
-            if len(some) and some.max() > limit:
+        for span, largest in zip(self.model.spans, self._encoder.farthest, strict=True):
+            if largest > limit:
+                some = np.abs(weights[span])
                 beyond = max(limit, n_means * float(some.mean(dtype=np.float64)))
                 far.append(np.flatnonzero(some > beyond) + span.start)
         places = np.concatenate(far) if far else np.zeros(0, np.int64)
@@ -385,7 +402,7 @@ class VaeSearch:
 
     def finest_step(self) -> float:
         """The least step that makes sense."""
-        return finest_step(farthest(self._encoder.weights), self._encoder.config.machine)
+        return finest_step(max(self._encoder.farthest, default=0.0), self._encoder.config.machine)
 
     def solve(self, step: float, start: Solution | None) -> Solution:
         """A solution at `step`."""

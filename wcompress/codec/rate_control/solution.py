@@ -14,7 +14,6 @@ from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import Trellis
 from wcompress.compiled import compiled
 from wcompress.entropy.bits import BitWriter
-from wcompress.fidelity import farthest
 from wcompress.threads import in_parts
 
 Ints = npt.NDArray[np.int32]
@@ -98,13 +97,29 @@ class Solution:
             self.own_scales.write(tables)
         return tables.n_bits + decoder.n_bits + 8 * len(latents)
 
+    def check(self) -> None:
+        """Say that a reader takes the model.
+
+        Raises:
+            TableTooWideError: one of its tables has too many magnitudes.
+        """
+        if isinstance(self.model, ClassModel):
+            self.model.tables.check()
+
 
 @dataclass(frozen=True)
 class InSteps:
-    """Weights of any float dtype `[n]` in quantisation steps, slices of which are float32; no copy of a large model."""
+    """Weights of any float dtype `[n]` in quantisation steps, slices of which are float32; no copy of a large model.
+
+    Attributes:
+        weights: as they are.
+        step: of the quantiser.
+        farthest: the largest magnitude of the weights.
+    """
 
     weights: npt.NDArray[np.floating]
     step: float
+    farthest: float
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -116,7 +131,7 @@ class InSteps:
 
     def symbol_limit(self, machine: Trellis) -> int:
         """The largest magnitude a search needs to try."""
-        return int(min(farthest(self.weights) / self.step / machine.spacing + 2, _MAX_SYMBOL))
+        return int(min(self.farthest / self.step / machine.spacing + 2, _MAX_SYMBOL))
 
 
 def finest_step(largest: float, machine: Trellis) -> float:
@@ -152,6 +167,12 @@ class Moments:
 
         sums = sum(in_parts(part, len(x)), np.zeros((5, 8)))
         return cls(sums[0], sums[1], sums[2], sums[3], float(sums[4].sum()))
+
+    @classmethod
+    def of_groups(cls, groups: Doubles, energy: float) -> Moments:
+        """Under a scalar quantiser, from what `wcompress.codec.quantiser.scalar.Counted` says of its groups."""
+        counts, nominal, squared, sizes = np.concatenate([groups, np.zeros((4, 4))], axis=1)
+        return cls(counts, nominal - sizes, nominal, squared, energy)
 
     def centroids(self) -> Levels:
         """The levels that make the squared error least."""

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 
 from wcompress.codec.quantiser.step_scales import FIRST, OwnScales
-from wcompress.fidelity import computable, energy
+from wcompress.fidelity import tensor_energy
+from wcompress.threads import in_threads
 
 _RECURRENT = "weight_hh"  # as torch names it
 _SHALLOW, _SHALLOW_DB, _SMALLEST_LAYER = 6, 22.0, 64
@@ -31,6 +32,9 @@ _MOST_COARSER, _MOST_FINER, _FINER_SHARE = 0.75, 4.0, 0.1
 _MULTIPLIER, _CAREFUL_MULTIPLIER = 0.15, 0.05
 SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
+
+
+Energies = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ class StepRule:
         """
         if by_sqnr:
             return cls(OwnScales.plain(len(coded)), None, SQNR_MULTIPLIER, False)
-        counted = scales_that_count(tensors, coded)
-        return cls(own_scales(tensors, coded), counted, multiplier(tensors), True)
+        energies = _energies(tensors, coded, _followed_by_norm(tensors))
+        counted = scales_that_count(tensors, coded, energies)
+        return cls(own_scales(tensors, coded, energies), counted, multiplier(tensors), True)
 
     def of_parts(self, parts: Sequence[tuple[int, slice]]) -> StepRule:
         """The rule for parts of the coded tensors.
@@ -113,53 +118,76 @@ def multiplier(tensors: Mapping[str, torch.Tensor]) -> float:
     return _CAREFUL_MULTIPLIER if _is_gated(tensors) or _followed_by_norm(tensors) else _MULTIPLIER
 
 
-def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
+def own_scales(
+    tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], energies: Energies | None = None
+) -> OwnScales:
     """Exponents for the coded tensors of a model.
 
     Args:
         tensors: the whole model, in order.
         coded: those of it that go under the trellis, in order.
+        energies: Σw² of each by name, of each row where a norm follows; by default they are summed here.
 
     Returns:
         Where no tensor is followed by a norm, a scale for each tensor by its energy; otherwise a scale for each row of
         those that are, and for each other tensor, by their mean squares and the tensor's number of weights.
     """
     followed = _followed_by_norm(tensors)
+    energies = energies or _energies(tensors, coded, followed)
     if not followed:
-        return OwnScales(tuple((exponent,) for exponent in _by_energy(tensors, coded)))
+        return OwnScales(tuple((exponent,) for exponent in _by_energy(tensors, energies)))
     sizes = {name: tensors[name].numel() for name in coded}
     n_weights = sum(sizes.values())
     return OwnScales(
         tuple(
-            _by_row(tensor, name in followed, max(sizes[name] / n_weights, _LEAST_SHARE))
-            for name, tensor in coded.items()
+            _by_row(found, _n_weights(tensors[name], len(found)), max(sizes[name] / n_weights, _LEAST_SHARE))
+            for name, found in energies.items()
         )
     )
 
 
-def scales_that_count(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
+def scales_that_count(
+    tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], energies: Energies | None = None
+) -> OwnScales:
     """What errors are to be measured against: root mean squares, of rows that a norm follows and of other tensors."""
-    followed = _followed_by_norm(tensors)
-    return OwnScales(tuple(_by_row(tensor, name in followed, 1.0) for name, tensor in coded.items()))
+    energies = energies or _energies(tensors, coded, _followed_by_norm(tensors))
+    return OwnScales(
+        tuple(_by_row(found, _n_weights(tensors[name], len(found)), 1.0) for name, found in energies.items())
+    )
 
 
-def _by_row(tensor: torch.Tensor, by_row: bool, factor: float) -> tuple[int, ...]:
-    # By mean squares times the factor.
-    rows = tensor.double().flatten(1) if by_row else tensor.double().reshape(1, -1)
-    per_row = rows.square().mean(1)
+def _energies(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], followed: set[str]) -> Energies:
+    # One of each tensor, or of each of its rows where a norm follows; in proportion where there are samples of them.
+    def of_rows(name: str) -> list[float]:
+        rows, whole = (coded[name], tensors[name].shape[0]) if name in followed else ((coded[name],), 1)
+        n_weights = tensors[name].numel() // max(1, whole)
+        return [tensor_energy(row) * (n_weights / max(1, row.numel())) for row in rows]
+
+    names = list(coded)
+    return dict(zip(names, in_threads(of_rows, names), strict=True))
+
+
+def _n_weights(tensor: torch.Tensor, n_energies: int) -> int:
+    # Of a tensor, or of so many of its rows.
+    return tensor.numel() if n_energies == 1 else n_energies * (tensor.numel() // tensor.shape[0])
+
+
+def _by_row(energies: Sequence[float], n_weights: int, factor: float) -> tuple[int, ...]:
+    # By mean squares of so many rows times the factor.
+    per_row = [energy * len(energies) / max(1, n_weights) for energy in energies]
     # A dead row has no scale; let it not be finer than 2^-16 of the liveliest.
-    least = 2.0**-32 * float(per_row.max())
-    return tuple(_exponent(factor * max(float(v), least)) for v in per_row)
+    least = 2.0**-32 * max(per_row)
+    return tuple(_exponent(factor * max(mean_square, least)) for mean_square in per_row)
 
 
-def _by_energy(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> list[int]:
+def _by_energy(tensors: Mapping[str, torch.Tensor], energies: Energies) -> list[int]:
+    coded = {name: tensors[name] for name in energies}
     power = 0.5 if _is_gated(coded) else 0.25
     octaves: dict[str, float] = {}
     scales: dict[str, float] = {}
     sizes: dict[str, int] = {}
     for name, tensor in coded.items():
-        n = tensors[name].numel()
-        whole = energy(computable(tensor).reshape(-1).numpy()) * (n / max(1, tensor.numel()))
+        (whole,), n = energies[name], tensor.numel()
         if whole > 0:
             octaves[name] = power * math.log2(whole) - (0.5 if _RECURRENT in name else 0.0)
             scales[name] = 0.5 * math.log2(whole / n)

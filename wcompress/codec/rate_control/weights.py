@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from wcompress.codec.methods.trellis import VaeCode
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.step_scales import WHOLE, OwnScales
 from wcompress.codec.rate_control.floors import Floors, Groups, Shortfalls, capped, shortfalls
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.storage.dtypes import round_to_dtype
 from wcompress.codec.storage.exceptions import Positions, without_exceptions
-from wcompress.fidelity import compare, computable, energy
+from wcompress.fidelity import compare, computable, energy, farthest, pieces
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.floating]
 
 MOST_EXACT = 1.0
 """What is kept exactly counts in an SQNR for so many times the energy of the coded weights at most: for 3 dB."""
+
+_PART = 1 << 12
 
 
 class ModelWeights:
@@ -39,9 +42,6 @@ class ModelWeights:
     Attributes:
         weights: `[n_weights]`.
         aside: flat positions by name of weights that were set aside, ascending.
-        exact_share: what the energy kept exactly is, as a part of the weights' own; bounded, so that what dwarfs all
-            else does not make it cheap.
-        signal: what errors are compared with.
         exempt: indices of tensors that no floor holds.
         silent: of those whose errors do not count.
     """
@@ -57,13 +57,14 @@ class ModelWeights:
         self._coded = dict(coded.items())
         self._ties = {later: earlier for later, earlier in ties.items() if earlier in coded}
         self._sequencing = sequencing
-        self.weights = sequencing.flatten([computable(tensor).numpy() for tensor in coded.values()], np.float64)
+        self.weights = _in_sequence(coded, sequencing)
         self._counted_by = None if counted_by is None or counted_by.is_plain else counted_by
         self.aside: dict[str, Positions] = {}
         self.exempt: frozenset[int] = frozenset()
         self.silent: frozenset[int] = frozenset()
         self._exact_energy = exact_energy
-        self._measure()
+        self._own: float | None = None
+        self._energies: list[dict[int, Floats]] | None = None
 
     def except_for(self, indices: Iterable[int], *, counted: bool) -> None:
         """Hold these tensors to no floor.
@@ -74,12 +75,33 @@ class ModelWeights:
         """
         self.exempt = frozenset(indices)
         self.silent = frozenset() if counted else self.exempt
-        self._measure()
+        self._own = None
 
-    def _measure(self) -> None:
-        own = energy(self.as_counted(np.ones(1))[0])
-        self.exact_share = min(self._exact_energy / own, MOST_EXACT) if own else 0.0
-        self.signal = own * (1 + self.exact_share)
+    @property
+    def exact_share(self) -> float:
+        """What the energy kept exactly is, as a part of the weights' own.
+
+        Bounded, so that what dwarfs all else does not make it cheap.
+        """
+        own = self._counted_energy()
+        return min(self._exact_energy / own, MOST_EXACT) if own else 0.0
+
+    @property
+    def signal(self) -> float:
+        """What errors are compared with."""
+        return self._counted_energy() * (1 + self.exact_share)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether every weight is zero."""
+        parts = range(0, len(self.weights), _PART)
+        return not any(self.weights[first : first + _PART].any() for first in parts)
+
+    def _counted_energy(self) -> float:
+        # Measured when it is first asked for; what is set aside later still counts.
+        if self._own is None:
+            self._own = energy(self.as_counted(np.ones(1))[0])
+        return self._own
 
     @cached_property
     def spans(self) -> list[slice]:
@@ -113,7 +135,7 @@ class ModelWeights:
             sqnr_db: of the model.
             rate: of the model of which this is a group.
         """
-        energies = [g.sums(np.square(self.weights[s])) for g, s in zip(self._groups, self.spans, strict=True)]
+        energies = self._group_energies()
         counts = [1.0] * len(energies)
         if self._counted_by is not None:
             wholes = [float(e[WHOLE][0]) for e in energies]
@@ -125,32 +147,60 @@ class ModelWeights:
         return found.with_those_of(own_scales, self.exempt)
 
     def lacking(
-        self, restored: Floats, sqnr_db: float, rate: Rate | None = None, *, tolerance_db: float = 0.0
+        self,
+        code: VaeCode,
+        ratios: npt.NDArray[np.int8] | None,
+        sqnr_db: float,
+        rate: Rate | None = None,
+        *,
+        tolerance_db: float = 0.0,
     ) -> list[Shortfalls]:
         """What each tensor lacks of the floors beside an SQNR; empty where none lacks anything.
 
         Args:
-            restored: weights before they are rounded to their dtypes, `[n_weights]`.
+            code: what the weights became.
+            ratios: how signs were expected, None for not at all.
             sqnr_db: of the model.
             rate: of the model of which this is a group.
             tolerance_db: that may be lacking.
         """
         floors = Floors.at(sqnr_db - tolerance_db)
-        mean_square = energy(self.weights) / max(1, len(self.weights))
+        energies, mean_square = self._group_energies(), 0.0
         if rate is not None and rate.mean_square is not None:
             mean_square = rate.mean_square
+        elif self._counted_by is None:
+            mean_square = math.fsum(float(e[WHOLE][0]) for e in energies) / max(1, len(self.weights))
         found = []
-        for groups, span, tensor in zip(self._groups, self.spans, self._coded.values(), strict=True):
-            weights, values = self.weights[span], restored[span]
-            if tensor.dtype not in (torch.float32, torch.float64):
-                values = computable(round_to_dtype(values, tensor.dtype)).numpy()
-            signal = groups.sums(np.square(weights))
-            noise = groups.sums(np.square(weights - values))
+        for groups, span, signal, noise in zip(
+            self._groups, self.spans, energies, self._noises(code, ratios), strict=True
+        ):
             whole = float(signal[WHOLE][0])
-            reference = mean_square if self._counted_by is None else whole / max(1, len(weights))
+            reference = mean_square if self._counted_by is None else whole / max(1, span.stop - span.start)
             found.append(shortfalls(groups, signal, noise, floors, reference))
         found = [{} if index in self.exempt else lacking for index, lacking in enumerate(found)]
         return found if any(found) else []
+
+    def _group_energies(self) -> list[dict[int, Floats]]:
+        if self._energies is None:
+            self._energies = [g.sums().energy(self.weights[s]) for g, s in zip(self._groups, self.spans, strict=True)]
+        return self._energies
+
+    def _noises(self, code: VaeCode, ratios: npt.NDArray[np.int8] | None) -> Iterator[dict[int, Floats]]:
+        # Squared errors of each tensor in its dtype, summed by kind and group.
+        limit, restored = int(farthest(code.symbols)), None
+        for index, (groups, span, tensor) in enumerate(
+            zip(self._groups, self.spans, self._coded.values(), strict=True)
+        ):
+            weights = self.weights[span]
+            scales = code.scales(index, limit) if ratios is None else None
+            if scales is not None:
+                table = code.levels.table(code.machine, limit, code.step, scales.scales)
+                values = _in_dtype(table.reshape(-1), tensor.dtype).astype(np.float64, copy=False)
+                yield groups.sums().noise_of(weights, code.symbols[span], scales, values.reshape(table.shape))
+                continue
+            if restored is None:
+                restored = code.restored(ratios)
+            yield groups.sums().noise(weights, _in_dtype(restored[span], tensor.dtype))
 
     def restored_sqnr_db(self, values: Floats) -> float:
         """SQNR of restored weights `[n_weights]` in the tensors' dtypes, as `wcompress.fidelity.compare` pools it; dB.
@@ -176,6 +226,7 @@ class ModelWeights:
     def set_aside(self, places: Positions) -> None:
         """Put zeros in these places of the sequence, int64 `[k]`, ascending; what was there is kept beside the rest."""
         self.weights[places] = 0
+        self._energies = None
         for index, (name, tensor) in enumerate(list(self._coded.items())):
             span = self.spans[index]
             inside = places[(places >= span.start) & (places < span.stop)] - span.start
@@ -183,3 +234,23 @@ class ModelWeights:
                 found = np.sort(self._sequencing.places(index, inside))
                 self.aside[name] = np.union1d(self.aside.get(name, found), found).astype(np.int64)
                 self._coded[name] = without_exceptions(tensor, self.aside[name])
+
+
+def _in_dtype(values: Floats, dtype: torch.dtype) -> Weights:
+    # Rounded, but where that changes next to nothing.
+    if dtype in (torch.float32, torch.float64):
+        return values
+    rounded: Weights = computable(round_to_dtype(values, dtype)).numpy()
+    return rounded
+
+
+def _in_sequence(coded: Mapping[str, torch.Tensor], sequencing: Sequencing) -> Weights:
+    # Tensors that stay as they lie are not made anew in between.
+    if set(sequencing.layouts) - {"rows"}:
+        return sequencing.flatten((computable(tensor).numpy() for tensor in coded.values()), np.float64)
+    out, at = np.empty(sequencing.n_weights), 0
+    for tensor in coded.values():
+        for piece in pieces(tensor):
+            out[at : at + len(piece)] = piece.numpy()
+            at += len(piece)
+    return out

@@ -17,7 +17,7 @@ from wcompress.codec.storage.exact import exact_bytes
 from wcompress.codec.storage.fields import Layout, words_of
 from wcompress.entropy.arrays import Words
 from wcompress.entropy.histogram import entropy_bits
-from wcompress.fidelity import as_bytes, computable
+from wcompress.fidelity import as_bytes, computable, is_finite
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,8 +70,7 @@ def recognise(tensor: torch.Tensor) -> Recognised | None:
     words = as_bytes(tensor).numpy().view(words_kind)
     found = _by_values(words)
     if found is None and layout is not None:
-        flat = computable(tensor.reshape(-1)).numpy()
-        kind = _by_numbers(words, flat, layout) or _by_lines(flat, tuple(tensor.shape))
+        kind = _by_numbers(words, tensor.reshape(-1), layout) or _by_lines(words, tensor)
         found = None if kind is None else (kind, None)
     return None if found is None else Recognised(found[0], exact_bytes(tensor), tensor.numel(), found[1])
 
@@ -97,50 +96,59 @@ def _step(n_words: int) -> int:
     return max(1, n_words // _SAMPLE) | 1
 
 
-def _by_numbers(words: Words, flat: npt.NDArray[np.floating], layout: Layout) -> str | None:
+def _by_numbers(words: Words, flat: torch.Tensor, layout: Layout) -> str | None:
     """Powers of two or integers, where that is no accident of a dtype with few mantissa bits."""
     if len(words) < 8:
         return None
     for step in (_step(len(words)), 1):
-        some, bits = flat[::step], words[::step]
+        some, bits = computable(flat[::step]).numpy(), words[::step]
         is_power = not (bits & words.dtype.type((1 << layout.mantissa) - 1)).any() and layout.mantissa > 2
         with np.errstate(invalid="ignore"):
             is_integer = bool((some == np.rint(some)).all())
         if not (is_power or is_integer):
             return None
-    if not np.isfinite(flat).all():
+    if not is_finite(flat):
         return None
     if is_power:
         return "powers of two"
     # Elements of more than so many bits are integers whatever they are.
-    sizes = np.abs(flat)
+    sizes = computable(flat).abs().numpy()
     telling = (sizes > 0) & (sizes < 2.0**layout.mantissa)
     return "integers" if 4 * np.count_nonzero(telling) >= np.count_nonzero(sizes) else None
 
 
-def _by_lines(flat: npt.NDArray[np.floating], shape: tuple[int, ...]) -> str | None:
+def _by_lines(words: Words, tensor: torch.Tensor) -> str | None:
     """Sparse tables and smooth ones, by lines of the tensor along each of its axes that is long enough."""
+    shape = tuple(tensor.shape)
     for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
         if shape[axis] < _SHORTEST_LINE:
             continue
         kind = None
         for n_lines in (_FEW_LINES, _MANY_LINES):
-            lines = _lines(flat.reshape(shape), axis, n_lines)
+            lines = _lines(words.reshape(shape), tensor.dtype, axis, n_lines)
             kind = _line_kind(lines) if np.isfinite(lines).all() else None
             if kind is None:
                 break
-        if kind is not None and np.isfinite(flat).all():
+        if kind is not None and is_finite(tensor):
             return kind
     return None
 
 
-def _lines(array: npt.NDArray[np.floating], axis: int, n_lines: int) -> Floats:
-    """Lines along an axis, evenly chosen, and of long ones a piece at the start, `[lines, length]`."""
+def _lines(array: Words, dtype: torch.dtype, axis: int, n_lines: int) -> Floats:
+    """Lines along an axis, evenly chosen, and of long ones a piece at the start, `[lines, length]`.
+
+    Args:
+        array: the elements' bits.
+        dtype: of the elements.
+        axis: of the lines.
+        n_lines: at most.
+    """
     view = np.moveaxis(array, axis, -1)[..., :_LINE_LENGTH]
     n_all = math.prod(view.shape[:-1])
     chosen = np.unique(np.linspace(0, n_all - 1, n_lines).astype(np.int64))
     with np.errstate(invalid="ignore"):  # signalling NaNs
-        return (view[np.unravel_index(chosen, view.shape[:-1])] if view.ndim > 1 else view[None]).astype(np.float64)
+        bits = view[np.unravel_index(chosen, view.shape[:-1])] if view.ndim > 1 else view[None]
+        return computable(torch.from_numpy(np.ascontiguousarray(bits)).view(dtype)).numpy().astype(np.float64)
 
 
 def _line_kind(lines: Floats) -> str | None:

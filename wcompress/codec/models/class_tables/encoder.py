@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +23,10 @@ from wcompress.codec.models.class_tables.tables import (
 from wcompress.codec.models.context.rates import magnitudes_guessed
 from wcompress.codec.models.scale_prior import ScaleModel, fit_latent_table
 from wcompress.codec.quantiser.reconstruction import Levels
+from wcompress.codec.quantiser.scalar import quantise, sum_and_farthest
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.trellis import Trellis, quantisers
-from wcompress.codec.quantiser.viterbi import search
+from wcompress.codec.quantiser.viterbi import search, thresholds
 from wcompress.codec.rate_control.solution import EncoderConfig, InSteps, Moments, Solution, with_energy
 from wcompress.entropy.bits import BitWriter
 from wcompress.vae.prior import (
@@ -39,6 +43,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
 _TRAINING_BLOCKS = 512
+_MOST_APART, _LEAST_LOOKED_AT = 8, 1 << 16
 
 
 def sub_features(magnitudes: npt.NDArray[np.floating], sequencing: Sequencing) -> Floats:
@@ -55,11 +60,19 @@ def sub_features(magnitudes: npt.NDArray[np.floating], sequencing: Sequencing) -
 
 def base_scales(weights: npt.NDArray[np.floating], step: float, sequencing: Sequencing) -> tuple[int, ...]:
     """log₂ of each tensor's mean magnitude in steps, in units of 1/8 octave."""
-    bases = []
-    for start, end in zip(sequencing.starts[:-1], sequencing.starts[1:], strict=True):
-        mean = float(np.abs(weights[start:end]).mean(dtype=np.float64)) / step if end > start else 0.0
-        bases.append(max(-64, min(200, round(UNITS_PER_OCTAVE * math.log2(mean + 2.0**-8)))))
-    return tuple(bases)
+    return _bases([mean for mean, _ in magnitudes(weights, sequencing)], step)
+
+
+def _bases(means: Sequence[float], step: float) -> tuple[int, ...]:
+    octaves = (math.log2(mean / step + 2.0**-8) for mean in means)
+    return tuple(max(-64, min(200, round(UNITS_PER_OCTAVE * octave))) for octave in octaves)
+
+
+def magnitudes(weights: npt.NDArray[np.floating], sequencing: Sequencing) -> list[tuple[float, float]]:
+    """The mean and the largest magnitude of each tensor's weights; 0 of none."""
+    spans = itertools.pairwise(sequencing.starts.tolist())
+    found = ((end - start, sum_and_farthest(weights[start:end])) for start, end in spans)
+    return [(total / max(n, 1), largest) for n, (total, largest) in found]
 
 
 def parametric_rates(machine: Trellis, limit: int) -> npt.NDArray[np.float32]:
@@ -102,6 +115,19 @@ class ClassEncoder:
         self.sequencing = sequencing
         self.config = config
 
+    @cached_property
+    def _sizes(self) -> list[tuple[float, float]]:
+        return magnitudes(self.weights, self.sequencing)
+
+    def with_weights(self, weights: npt.NDArray[np.floating]) -> ClassEncoder:
+        """The same for other weights."""
+        return ClassEncoder(weights, self.sequencing, self.config)
+
+    @property
+    def farthest(self) -> list[float]:
+        """The largest magnitude of each tensor's weights."""
+        return [largest for _, largest in self._sizes]
+
     def solve(self, step: float, start: Solution | None = None) -> Solution:
         """The best solution found at `step`.
 
@@ -110,8 +136,8 @@ class ClassEncoder:
             start: a solution at a similar step, whose tables and prior are the first guess.
         """
         config = self.config
-        x = InSteps(self.weights, step)
-        bases = base_scales(self.weights, step, self.sequencing)
+        x = InSteps(self.weights, step, max(self.farthest, default=0.0))
+        bases = _bases([mean for mean, _ in self._sizes], step)
         static = ScaleModel(bases, None, np.zeros((0, self.sequencing.latent_dim), np.int64))
         scales = static
         levels = Levels()
@@ -133,7 +159,9 @@ class ClassEncoder:
             multiplier = config.multiplier
             if known is not None and len(x):
                 multiplier = config.multiplier_at(known.symbol_bits / len(x))
-            solution = self._pass(x, scales, levels, rates, multiplier)
+            # All but the last pass find tables and levels alone, which a part of many weights has as well.
+            every = 1 if number == n_passes - 1 or config.use_prior else len(x) // _LEAST_LOOKED_AT
+            solution = self._pass(x, scales, levels, rates, multiplier, max(1, min(every, _MOST_APART)))
             levels = solution.levels
             assert isinstance(solution.model, ClassModel)
             rates = table_rates(solution.model.tables, fallback)
@@ -147,9 +175,15 @@ class ClassEncoder:
         levels: Levels,
         rates: npt.NDArray[np.float32],
         multiplier: float,
+        every: int,
     ) -> Solution:
         machine, sequencing = self.config.machine, self.sequencing
         classes, shift = scales.classes(sequencing.tensor_of_sub), sequencing.sub_shift
+        if machine.n_states == 1:
+            bounds = thresholds(levels.array(machine, rates.shape[2] // 2), rates, multiplier)
+            symbols, found = quantise(x.weights, x.step, classes, shift, bounds, LOW_BITS, every)
+            counts = np.stack([found.counts, np.zeros_like(found.counts)], axis=1)
+            return self._found(x, scales, symbols, counts, Moments.of_groups(found.groups, found.energy))
         symbols = search(
             x,
             sequencing.unit_starts,
@@ -162,12 +196,16 @@ class ClassEncoder:
         )
         which = quantisers(symbols, sequencing.unit_starts, machine)
         counts = count_symbols(symbols, which, classes, shift)
+        return self._found(x, scales, symbols, counts, Moments.of(x, symbols, which, machine))
+
+    def _found(self, x: InSteps, scales: ScaleModel, symbols: Ints, counts: Floats, moments: Moments) -> Solution:
         tables = fit_tables(counts)
-        moments = Moments.of(x, symbols, which, machine)
         levels = moments.centroids()
         if self.config.keep_energy:
             levels = with_energy(levels, moments)
-        return Solution(x.step, machine, ClassModel(scales, tables), levels, symbols, None, symbol_bits(counts, tables))
+        bits = symbol_bits(counts, tables) * (len(x) / max(1.0, float(counts.sum())))
+        machine = self.config.machine
+        return Solution(x.step, machine, ClassModel(scales, tables), levels, symbols, None, bits)
 
     def _with_prior(self, static: ScaleModel, solution: Solution, rates: npt.NDArray[np.float32]) -> ScaleModel:
         from wcompress.vae.prior_training import PriorConfig, train_prior

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.codec.models.class_tables.encoder import base_scales, refine_latents
+from wcompress.codec.models.class_tables.encoder import base_scales, magnitudes, refine_latents
 from wcompress.codec.models.context.model import N_SETS, ContextModel, Description, ScaleNetwork, stream_starts
 from wcompress.codec.models.context.neighbours import find_lags, fit_taps
 from wcompress.codec.models.context.prior_trial import NEUTRAL, class_costs, would_pay
@@ -46,6 +48,18 @@ class ContextEncoder:
         self.sequencing = sequencing
         self.config = config
         self._lags = find_lags(self.weights, sequencing)
+
+    @cached_property
+    def farthest(self) -> list[float]:
+        """The largest magnitude of each tensor's weights."""
+        return [largest for _, largest in magnitudes(self.weights, self.sequencing)]
+
+    def with_weights(self, weights: npt.NDArray[np.floating]) -> ContextEncoder:
+        """The same for other weights."""
+        other = copy.copy(self)
+        other.weights = weights.astype(np.float64, copy=False)
+        other.__dict__.pop("farthest", None)
+        return other
 
     def solve(self, step: float, start: Solution | None = None) -> Solution:
         """The best solution found at `step`.
@@ -175,7 +189,7 @@ class ContextEncoder:
 
     def _pass(self, step: float, model: ContextModel, start: Solution | None) -> Solution:
         machine, sequencing = self.config.machine, self.sequencing
-        x = InSteps(self.weights, step)
+        x = InSteps(self.weights, step, max(self.farthest, default=0.0))
         limit = x.symbol_limit(machine)
         levels = Levels()
         if start is None:
@@ -216,7 +230,7 @@ class ContextEncoder:
         which = quantisers(symbols, sequencing.unit_starts, machine)
         described = model.describe(symbols, sequencing, machine)
         ratios = described.ratios if model.taps.any() else None
-        x = InSteps(self.weights, step)
+        x = InSteps(self.weights, step, max(self.farthest, default=0.0))
         if levels is None:
             moments = Moments.of(x, symbols, which, machine)
             levels = moments.centroids()
