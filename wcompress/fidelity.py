@@ -280,9 +280,10 @@ def _rows(tensor: torch.Tensor, other: torch.Tensor, same: bool) -> _Rows:
 def _energy_of_finite(tensor: torch.Tensor) -> float | None:
     # Σw², a part at a time; None where that is not finite, so that there is more to know.
     flat, total = tensor.reshape(-1), 0.0
-    for first in range(0, len(flat), _PART):
-        part = computable(flat[first : first + _PART]).numpy().astype(np.float64)
-        total += float(np.einsum("i,i->", part, part))
+    with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs
+        for first in range(0, len(flat), _PART):
+            part = computable(flat[first : first + _PART]).numpy().astype(np.float64)
+            total += float(np.einsum("i,i->", part, part))
     return total if math.isfinite(total) else None
 
 

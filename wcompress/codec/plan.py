@@ -357,7 +357,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
         tensor: contiguous, of a float dtype.
     """
     n, n_rows = tensor.numel(), tensor.shape[0] if tensor.ndim else 1
-    if tensor.ndim < 2 or n < LEAST_ROW * n_rows or tensor.dtype == torch.float64:
+    if tensor.ndim < 2 or not n or n < LEAST_ROW * n_rows or tensor.dtype == torch.float64:
         return False
     rows = tensor.reshape(n_rows, -1)
     n_together = max(1, _TOGETHER // rows.shape[1])

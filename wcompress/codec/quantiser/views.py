@@ -127,7 +127,7 @@ def divided(weights: Weights, own_scales: OwnScales, sequencing: Sequencing) -> 
     out = np.empty(len(weights))
     for index in range(len(sequencing.shapes)):
         start, end = (int(v) for v in sequencing.starts[index : index + 2])
-        found = Scales.of(own_scales, sequencing, index)
+        found = Scales.of(own_scales, sequencing, index) if start < end else None
         if found is None:
             out[start:end] = weights[start:end] / own_scales.multipliers(sequencing, start, end)
         else:
@@ -236,6 +236,8 @@ class Sums:
     def _summed(
         self, weights: Weights, values: Weights, symbols: Ints, scales: Scales | None, table: Floats, width: int
     ) -> dict[int, Floats]:
+        if not len(weights):
+            return self._sums
         one = np.zeros(1, np.int64)
         by_row, by_column = (one, one) if scales is None else (scales.by_row, scales.by_column)
         whole = np.zeros(_LANES)
