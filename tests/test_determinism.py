@@ -64,7 +64,6 @@ def busy(n: int) -> Iterator[None]:
     [
         {"effort": 1},
         {"effort": 5},
-        {"effort": 9},
         {"effort": 4, "ratio": 9.0},
         {"method": "paper", "effort": 1, "block_size": 64, "latent_dim": 4, "hidden": (16,)},
         {"method": "lossless"},

@@ -126,18 +126,31 @@ def test_targets_are_met_from_the_safe_side(tmp_path: Path, effort: int, target:
         assert target["sqnr"] <= result.sqnr_db <= target["sqnr"] + 0.2
 
 
+_GENERATOR = torch.Generator().manual_seed(6)
 KINDS: dict[str, Tensors] = {
     "whole numbers": {"a": torch.arange(60_000), "b": torch.ones(3000, dtype=torch.bool)},
-    "zeros": {"w": torch.zeros(200, 100), "v": torch.randn(100, 100)},
-    "nothing but NaN": {"w": torch.full((200, 100), float("nan")), "v": torch.randn(100, 100)},
-    "single rows": {"w": torch.randn(1, 30_000), "v": torch.randn(3, 10_000)},
-    "extreme": {"w": torch.randn(100, 200).double() * 1e200, "v": torch.randn(100, 100).double() * 1e-200},
-    "complex": {"w": torch.randn(100, 200, dtype=torch.complex64), "v": torch.randn(100, 100)},
-    "eight bits": {"w": torch.randn(100, 200).to(torch.float8_e4m3fn), "v": torch.randn(100, 100).bfloat16()},
+    "zeros": {"w": torch.zeros(200, 100), "v": torch.randn(100, 100, generator=_GENERATOR)},
+    "nothing but NaN": {"w": torch.full((200, 100), float("nan")), "v": torch.randn(100, 100, generator=_GENERATOR)},
+    "single rows": {
+        "w": torch.randn(1, 30_000, generator=_GENERATOR),
+        "v": torch.randn(3, 10_000, generator=_GENERATOR),
+    },
+    "extreme": {
+        "w": torch.randn(100, 200, generator=_GENERATOR).double() * 1e200,
+        "v": torch.randn(100, 100, generator=_GENERATOR).double() * 1e-200,
+    },
+    "complex": {
+        "w": torch.randn(100, 200, dtype=torch.complex64, generator=_GENERATOR),
+        "v": torch.randn(100, 100, generator=_GENERATOR),
+    },
+    "eight bits": {
+        "w": torch.randn(100, 200, generator=_GENERATOR).to(torch.float8_e4m3fn),
+        "v": torch.randn(100, 100, generator=_GENERATOR).bfloat16(),
+    },
     "rows of many scales, before a norm": {
-        "c.weight": torch.randn(64, 32, 3, 3) * torch.logspace(-2, 1, 64)[:, None, None, None],
-        "bn.weight": torch.rand(64),
-        "bn.running_var": torch.rand(64),
+        "c.weight": torch.randn(64, 32, 3, 3, generator=_GENERATOR) * torch.logspace(-2, 1, 64)[:, None, None, None],
+        "bn.weight": torch.rand(64, generator=_GENERATOR),
+        "bn.running_var": torch.rand(64, generator=_GENERATOR),
     },
 }
 
