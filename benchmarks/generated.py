@@ -11,7 +11,10 @@ real network; what else real weights have in common, such as heavier tails than 
 from __future__ import annotations
 
 import json
+import math
 import re
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +73,24 @@ def write_generated(folder: Path, n_bytes: int, n_shards: int, packages: Path, s
     config = {"model_type": "bert", "torch_dtype": "bfloat16", "hidden_size": 384 * _WIDER}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return _ITEM_BYTES * total
+
+
+def write_sparse(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Writes a safetensors file of bfloat16 zeros, which takes no room on disks that know holes.
+
+    Args:
+        path: of the file.
+        shapes: of the tensors by name.
+    """
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + _ITEM_BYTES * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
 
 
 def _sources(real: Tensors, n_bytes: int) -> dict[str, str]:

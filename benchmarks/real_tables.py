@@ -145,3 +145,56 @@ def large_lossless(results: Results) -> str:
             ]
         rows.append(cells)
     return markdown_table(heading, rows)
+
+
+def large_folder(results: Results) -> str:
+    heading = ["effort", "ratio", "SQNR", "pack", "memory", "unpack", "memory", "one tensor", "of the files read"]
+    rows = [
+        [
+            f"{row['effort']}",
+            f"{row['original_bytes'] / row['n_bytes']:.2f}x",
+            f"{row['sqnr_db']:.2f} dB",
+            f"**{row['pack_mb_s']:.0f} MB/s**",
+            f"{row['pack_peak_mb']:.0f} MB",
+            f"**{row['unpack_mb_s']:.0f} MB/s**",
+            f"{row['unpack_peak_mb']:.0f} MB",
+            f"{row['one_tensor']['tensor_bytes'] / 1e6:.1f} MB in {1000 * row['one_tensor']['s']:.0f} ms",
+            f"{100 * row['one_tensor']['read_share']:.2f} %",
+        ]
+        for row in results["large_folder"]["rows"]
+        if row["model"] == "generated"
+    ]
+    return markdown_table(heading, rows)
+
+
+def dry_runs(results: Results) -> str:
+    heading = [
+        "model",
+        "effort",
+        "dry run",
+        "memory",
+        "bytes told",
+        "packed",
+        "time told",
+        "packed",
+        "memory told",
+        "packed",
+    ]
+    rows = []
+    for row in results["large_folder"]["rows"]:
+        dry, packed = row["dry_run"], row["model"] == "generated"
+        rows.append(
+            [
+                f"{row['model']}, {row['original_bytes'] / 1e9:.1f} GB",
+                f"{row['effort']}",
+                f"{dry['s']:.0f} s",
+                f"{dry['peak_mb']:.0f} MB",
+                f"{dry['archive_bytes']:,} B",
+                f"{row['n_bytes']:,} B" if packed else "–",
+                f"{dry['seconds']:.0f} s",
+                f"{row['pack_s']:.0f} s" if packed else "–",
+                f"{dry['peak_bytes'] / 1e6:.0f} MB",
+                f"{row['pack_peak_mb']:.0f} MB" if packed else "–",
+            ]
+        )
+    return markdown_table(heading, rows)

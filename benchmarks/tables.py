@@ -289,6 +289,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "equal-function": (_equal_function, ("equal_function",)),
     "rate-distortion": (_rate_distortion, ("rate_distortion",)),
     "lossless": (_lossless, ("lossless",)),
+    "large-folder": (real_tables.large_folder, ("large_folder",)),
+    "dry-runs": (real_tables.dry_runs, ("large_folder",)),
     "large-lossless": (real_tables.large_lossless, ("large_lossless",)),
     "speed": (_speed, ("speed",)),
     "command-times": (_command_times, ("speed",)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 import wcompress
+from benchmarks.generated import write_sparse
 from tests.test_directories import Cli
 from wcompress.checkpoint import read_checkpoint, write_checkpoint
 from wcompress.codec.miniature import miniature, scaled_bytes
@@ -121,23 +121,9 @@ def test_a_folder_adds_up_what_its_shards_take(tmp_path: Path, cli: Cli, large: 
     assert told["sqnr_db"] == pytest.approx(packed["sqnr_db"], abs=0.5)
 
 
-def sparse_checkpoint(path: Path, shapes: dict[str, tuple[int, int]]) -> None:
-    """A safetensors file of bfloat16 zeros that takes no room on the disk."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        n_bytes = 2 * shape[0] * shape[1]
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + n_bytes]}
-        end += n_bytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-
-
 def test_a_dry_run_reads_next_to_nothing_of_a_huge_file(tmp_path: Path) -> None:
     path = tmp_path / "huge.safetensors"
-    sparse_checkpoint(path, {f"layer.{i}": (8192, 16384) for i in range(16)})
+    write_sparse(path, {f"layer.{i}": (8192, 16384) for i in range(16)})
     assert path.stat().st_size > 4 << 30
     told = wcompress.pack(path, tmp_path / "huge.wcz", dry_run=True)
     assert told.n_params == 1 << 31

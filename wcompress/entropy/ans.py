@@ -38,18 +38,19 @@ def first_of_slot(bounds: Bounds) -> Slots:
 
 
 @compiled()
-def put(indices: npt.NDArray[np.integer], bounds: Bounds, at: State, out: Words) -> None:
-    """Code indices, the last one first.
+def put(symbols: npt.NDArray[np.integer], lowest: int, bounds: Bounds, at: State, out: Words) -> None:
+    """Code symbols, the last one first, since a stack gives back first what came last.
 
     Args:
-        indices: each from 0 to m − 1, `[n]`.
+        symbols: each from `lowest` to `lowest` + m − 1, `[n]`.
+        lowest: the symbol that the first range belongs to.
         bounds: see `bounds_of`.
         at: the state, and how many words were written; both are moved on.
-        out: gets at most a word for each index.
+        out: gets at most a word for each symbol.
     """
     state, n_words = at[0], np.int64(at[1])
-    for i in range(len(indices) - 1, -1, -1):
-        index = np.int64(indices[i])
+    for i in range(len(symbols) - 1, -1, -1):
+        index = np.int64(symbols[i]) - lowest
         low = np.uint64(bounds[index])
         width = np.uint64(bounds[index + 1]) - low
         if state >> np.uint64(64 - PRECISION) >= width:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.compiled import compiled
-from wcompress.entropy.ans import SLOT_BITS, opened, take
+from wcompress.entropy.ans import SLOT_BITS, opened, put, take
 from wcompress.entropy.tables import FrequencyTable
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import farthest
@@ -87,7 +87,7 @@ def streams_of(encoders: Sequence[Encoder]) -> list[bytes]:
             a, b, c, d = (part for part in parts if isinstance(part, _Coded))
             n = min(len(part.symbols) for part in (a, b, c, d))
             for number, part in enumerate((a, b, c, d)):
-                _put(part.symbols[n:], part.lowest, part.bounds, at[number], words[number])
+                put(part.symbols[n:], part.lowest, part.bounds, at[number], words[number])
             lowest = np.array([part.lowest for part in (a, b, c, d)], np.int64)
             _put_together(
                 a.symbols[:n],
@@ -120,27 +120,9 @@ def _n_symbols(part: _Coded | _Uniform) -> int:
 
 def _put_part(part: _Coded | _Uniform, at: npt.NDArray[np.uint64], words: Words) -> None:
     if isinstance(part, _Coded):
-        _put(part.symbols, part.lowest, part.bounds, at, words)
+        put(part.symbols, part.lowest, part.bounds, at, words)
     else:
         _put_uniform(part.values, part.size, at, words)
-
-
-@compiled()
-def _put(symbols: Ints, lowest: int, bounds: Words, at: npt.NDArray[np.uint64], words: Words) -> None:
-    # The last symbol first, since a stack gives back first what came last. A word goes out when the state would grow
-    # beyond 64 bits.
-    state, n = at[0], np.int64(at[1])
-    for i in range(len(symbols) - 1, -1, -1):
-        symbol = np.uint64(symbols[i] - lowest)
-        low = np.uint64(bounds[symbol])
-        size = np.uint64(bounds[symbol + np.uint64(1)]) - low
-        if state >> np.uint64(40) >= size:
-            words[n] = np.uint32(state & np.uint64(0xFFFFFFFF))
-            n += 1
-            state >>= np.uint64(32)
-        whole = state // size
-        state = (whole << np.uint64(24)) | (state - whole * size + low)
-    at[0], at[1] = state, np.uint64(n)
 
 
 @compiled()
@@ -174,7 +156,7 @@ def _put_together(
     at: npt.NDArray[np.uint64],
     words: Words,
 ) -> None:
-    # Four streams as `_put` makes them, so that the processor works at one while another's division is under way.
+    # Four streams as `put` makes them, so that the processor works at one while another's division is under way.
     state_a, state_b, state_c, state_d = at[0, 0], at[1, 0], at[2, 0], at[3, 0]
     n_a, n_b, n_c, n_d = np.int64(at[0, 1]), np.int64(at[1, 1]), np.int64(at[2, 1]), np.int64(at[3, 1])
     lowest_a, lowest_b, lowest_c, lowest_d = lowest[0], lowest[1], lowest[2], lowest[3]
@@ -312,7 +294,7 @@ def _take_together(
     lowest: int,
     out: Ints,
 ) -> None:
-    # Four streams as `_take` reads them, so that the processor works at one while it waits for what another looks up.
+    # Four streams as `take` reads them, so that the processor works at one while it waits for what another looks up.
     state_a, state_b, state_c, state_d = at_a[0], at_b[0], at_c[0], at_d[0]
     left_a, left_b, left_c, left_d = np.int64(at_a[1]), np.int64(at_b[1]), np.int64(at_c[1]), np.int64(at_d[1])
     out_a, out_b, out_c, out_d = out[0], out[1], out[2], out[3]

@@ -228,7 +228,7 @@ def encode_arrays(parts: list[tuple[npt.NDArray[np.integer], Histogram]]) -> byt
     words = np.empty(sum(len(indices) for indices, _ in coded) + 2, np.uint32)
     at = np.zeros(2, np.uint64)
     for indices, table in reversed(coded):
-        put(indices, table.bounds, at, words)
+        put(indices, 0, table.bounds, at, words)
     state, n_words = int(at[0]), int(at[1])
     # Leading zero bytes of the last word need not be kept.
     return bytes(words[:n_words].astype("<u4").tobytes() + state.to_bytes(8, "little")).rstrip(b"\0")
