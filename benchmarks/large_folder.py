@@ -23,7 +23,7 @@ from typing import Any
 
 import wcompress
 from benchmarks.common import merge_result
-from benchmarks.generated import write_generated, write_sparse
+from benchmarks.generated import generate, write_sparse
 from benchmarks.large_lossless import measured, size_of
 from benchmarks.models import argument_parser, integers
 
@@ -112,11 +112,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         model = Path(place) / "model"
-        write_generated(model, 60_000_000, 1, arguments.packages)
+        generate(model, 60_000_000, 1, arguments.packages)
         for effort in arguments.efforts:
             measured(command("pack", model, "-o", Path(place) / "first", "-f", "--effort", effort))
         (model / "model-00001-of-00001.safetensors").unlink()
-        write_generated(model, round(1e9 * arguments.gigabytes), arguments.shards, arguments.packages)
+        generate(model, round(1e9 * arguments.gigabytes), arguments.shards, arguments.packages)
         for effort in arguments.efforts:
             with tempfile.TemporaryDirectory() as folder:
                 row = measure(model, effort, Path(folder))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import merge_result
-from benchmarks.generated import write_generated
+from benchmarks.generated import generate
 from benchmarks.models import add_venv_argument, argument_parser, names_from
 from benchmarks.peers_setup import ensure_nncodec
 
@@ -140,12 +140,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         model = Path(place) / "model"
         if any(name in OURS for name in arguments.only):
-            write_generated(model, 60_000_000, 1, arguments.packages)
+            generate(model, 60_000_000, 1, arguments.packages)
             for name in OURS:
                 for command in commands(name, sys.executable, model, Path(place) / "first", Path(place) / "again"):
                     measured(command)
             (model / "model-00001-of-00001.safetensors").unlink()
-        n_bytes = write_generated(model, round(1e9 * arguments.gigabytes), arguments.shards, arguments.packages)
+        n_bytes = generate(model, round(1e9 * arguments.gigabytes), arguments.shards, arguments.packages)
         for name in arguments.only:
             with tempfile.TemporaryDirectory() as folder:
                 row = measure(name, pythons[name], model, Path(folder))

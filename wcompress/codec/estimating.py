@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,11 +16,12 @@ from wcompress.archive import frame_bytes
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import GROUP_SIZE, grouped
 from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
+from wcompress.codec.digest import tensors_digest
 from wcompress.codec.encoding import Encoded, fine_margin_db, planned
 from wcompress.codec.group_writing import GROUPS_AT_ONCE, Written
 from wcompress.codec.grouped_encoding import AIMED_OF_BYTES, LEAST_OF_BYTES, GroupedEncoding
 from wcompress.codec.methods.lossless import encode_lossless
-from wcompress.codec.miniature import miniature, scaled_bytes
+from wcompress.codec.miniature import middle_rows, miniature, scaled_bytes
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan
 from wcompress.codec.rate_control.floors import fine_sqnr_db
@@ -31,7 +32,7 @@ from wcompress.codec.storage.exceptions import encode_exceptions
 from wcompress.codec.storage.near_exact import encode_fine
 from wcompress.fidelity import ErrorFigures, compare, computable, energy
 from wcompress.progress import Progress
-from wcompress.threads import n_work_threads
+from wcompress.threads import n_work_threads, work_threads
 
 _LEAST_SAMPLE = 1 << 16  # weights, of a shard
 _EFFICIENCY = 0.85  # of threads that encode groups beside each other
@@ -69,15 +70,13 @@ def estimated(
     Raises:
         TargetUnreachable: no archive meets the target.
     """
-    start, began = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
     small, sizes = miniature(checkpoint)
     plan = replace(planned(small, options, whole, of=checkpoint), sizes=sizes)
-    planning_s = time.process_time() - began
     entries = tuple(replace(e, shape=tuple(checkpoint.tensors[e.name].shape)) for e in plan.entries)
     owners = [entry for entry in entries if entry.kind != "tie"]
     groups = grouped(entries) or (tuple(Part(i) for i, entry in enumerate(entries) if entry.kind != "tie"),)
     n_elements = sum(entry.numel for entry in owners)
-    n_held = sum(plan.held(entry.name).numel() for entry in owners)
     # A shard is a part of the model, and so is its sample.
     n_whole = sum(tensor.numel() for tensor in whole.values())
     sample_size = max(_LEAST_SAMPLE, SAMPLE_SIZE * n_elements // max(1, n_whole, n_elements))
@@ -85,6 +84,7 @@ def estimated(
     encoding = GroupedEncoding(plan, groups, checkpoint, options, device, progress, whole, sample_size)
     sampling_s = (time.perf_counter() - began) * min(SAMPLE_SIZE, n_elements) / min(sample_size, n_elements)
     found = _measured(encoding, plan, groups, options)
+    planning_s, cpu_s = _times(encoding, plan, checkpoint, options)
     figures = _pooled(found, plan, checkpoint.ties)
     if options.sqnr is not None and figures.sqnr_db is not None and "symbols" in found.sections:
         # Steps are corrected until it is met, which costs a bit a weight for each octave.
@@ -101,6 +101,7 @@ def estimated(
         metadata=dict(checkpoint.metadata),
         worst=figures.worst,
         groups=groups,
+        quick=options.is_quick,
     )
     sections = found.sections | {"manifest": len(manifest.to_bytes())}
     sections["header"] = frame_bytes(n // len(groups) for n in found.sections.values()) * len(groups)
@@ -108,9 +109,9 @@ def estimated(
     sections = sections if budget is None else _met(sections, budget)
     n_together = min(n_work_threads(), GROUPS_AT_ONCE, len(groups))
     n_passes = 1.0 if budget is None and options.sqnr is None else _PASSES
-    encoding_s = n_passes * found.cpu_s / (_EFFICIENCY * n_together if n_together > 1 else 1.0)
+    encoding_s = n_passes * (found.cpu_s + cpu_s) / (_EFFICIENCY * n_together if n_together > 1 else 1.0)
     estimate = Estimate(
-        seconds=planning_s * n_elements / max(1, n_held) + sampling_s + encoding_s,
+        seconds=planning_s + sampling_s + encoding_s,
         peak_bytes=_memory(owners, n_together),
         sampled=True,
     )
@@ -129,7 +130,7 @@ def estimated(
 
 @dataclass(frozen=True)
 class _Measured:
-    # Of all groups: bytes by section, error figures, and the processor time that one pass takes.
+    # Of all groups: bytes by section, error figures, and the processor time that what is kept exactly takes.
     sections: dict[str, int]
     figures: ErrorFigures
     cpu_s: float
@@ -142,12 +143,10 @@ def _measured(encoding: GroupedEncoding, plan: Plan, groups: Groups, options: Pa
     sections = {"raw": sum(encoding.note_raw_bytes(plan).values())}
     cpu_s = _of_all(time.process_time() - began, plan.raw, plan)
     if options.method == "lossless":
-        began = time.process_time()
         sections["symbols"] = sum(
-            scaled_bytes(partial(_lossless_bytes, name), tensor, plan.size(name)) for name, tensor in plan.coded.items()
+            scaled_bytes(partial(_lossless_bytes, options, name), tensor, plan.size(name))
+            for name, tensor in plan.coded.items()
         )
-        # Some was encoded twice, for half of a sample; reading it back takes as long.
-        cpu_s += _of_all(time.process_time() - began, plan.coded, plan)
         return _Measured(sections, ErrorFigures(None, 0.0, lossless=True), cpu_s)
     found = [(len(places), plan.times(plan.entries[index].name)) for index, (places, _) in plan.exceptions.items()]
     if found:
@@ -158,15 +157,49 @@ def _measured(encoding: GroupedEncoding, plan: Plan, groups: Groups, options: Pa
     return _with_coded(encoding, plan, groups, fine, _Measured(sections, ErrorFigures(None, None, True), cpu_s))
 
 
+def _times(encoding: GroupedEncoding, plan: Plan, checkpoint: Checkpoint, options: PackOptions) -> tuple[float, float]:
+    """Processor seconds of planning, and of one pass over all coded tensors, told by a slab of the largest.
+
+    A sample is of many tensors, a group of few, and much of the time that a sample takes goes with its tensors.
+    """
+    if not plan.coded:
+        return 0.0, 0.0
+    name = max(plan.coded, key=plan.size)
+    is_quick = options.effort == 1 or options.method == "lossless"
+    slab = {name: middle_rows(checkpoint.tensors[name], GROUP_SIZE)}
+    times = sum(plan.size(name) for name in plan.coded) / slab[name].numel()
+    alone = replace(checkpoint, tensors=slab, ties={})
+    planning_s = _cpu_s(lambda: planned(alone, replace(options, tensor=()), slab))
+
+    def pack() -> None:
+        if options.method == "lossless":
+            payloads = {"symbols": encode_lossless(slab, quick=options.is_quick)}
+            restored = restore_group(Encoded(_entries(slab, "coded"), payloads, method="lossless"))
+        else:
+            restored = restore_group(encoding.trial(name, slab[name]))
+        tensors_digest(restored)
+        compare(slab, restored)
+
+    # In one thread, as a group beside others is. What takes no time is done twice, since the first time takes longer.
+    with work_threads(1):
+        cpu_s = min(_cpu_s(pack) for _ in range(2 if is_quick else 1))
+    return times * planning_s, times * cpu_s
+
+
+def _cpu_s(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
 def _with_coded(encoding: GroupedEncoding, plan: Plan, groups: Groups, fine: bytes, beside: _Measured) -> _Measured:
     # With the sample of the coded tensors, restored and compared as a group is.
-    sampled, payloads, octaves, cpu_s = encoding.sampled, {"fine": fine}, 0.0, 0.0
+    sampled, payloads, octaves = encoding.sampled, {"fine": fine}, 0.0
     sample: dict[str, torch.Tensor] = {}
     exceptions = b""
     n_latents = 0
-    began = time.process_time()
     if sampled is not None:
-        sample, octaves, cpu_s = dict(sampled.sample), sampled.octaves, sampled.cpu_s
+        sample, octaves = dict(sampled.sample), sampled.octaves
         payloads = {**sampled.search.sections(sampled.solution), "fine": fine}
         n_latents = sampled.solution.model.scales.latents.size
         aside = sampled.search.model.aside
@@ -174,9 +207,8 @@ def _with_coded(encoding: GroupedEncoding, plan: Plan, groups: Groups, fine: byt
     entries = _entries(sample, "coded") + _entries(plan.fine, "fine")
     restored = restore_group(Encoded(entries, {**payloads, "exceptions": exceptions}))
     figures = compare({**sample, **plan.fine}, restored)
-    cpu_s += time.process_time() - began
     if sampled is None:
-        return replace(beside, figures=figures, cpu_s=beside.cpu_s + cpu_s)
+        return replace(beside, figures=figures)
     n_sampled = max(1, sum(tensor.numel() for tensor in sample.values()))
     n_weights = sum(plan.size(name) for name in plan.coded)
     n_groups = sum(any(plan.entries[part.index].kind == "coded" for part in parts) for parts in groups)
@@ -191,7 +223,7 @@ def _with_coded(encoding: GroupedEncoding, plan: Plan, groups: Groups, fine: byt
             "symbols": max(n_groups, round(bits * n_weights / 8)),
         },
         figures,
-        beside.cpu_s + cpu_s * n_weights / n_sampled,
+        beside.cpu_s,
         round(n_latents * n_weights / n_sampled),
         octaves,
     )
@@ -226,8 +258,8 @@ def _pooled(found: _Measured, plan: Plan, ties: Mapping[str, str]) -> ErrorFigur
     return replace(found.figures, sqnr_db=sqnr_db, tensors=tensors, energy=signal)
 
 
-def _lossless_bytes(name: str, tensor: torch.Tensor) -> int:
-    return len(encode_lossless({name: tensor}))
+def _lossless_bytes(options: PackOptions, name: str, tensor: torch.Tensor) -> int:
+    return len(encode_lossless({name: tensor}, quick=options.is_quick))
 
 
 def _of_all(value: float, tensors: Tensors, plan: Plan) -> float:

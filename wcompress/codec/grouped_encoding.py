@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.container.manifest import Part
+from wcompress.codec.container.manifest import Part, TensorEntry
 from wcompress.codec.encoding import (
     LACKING,
     SQNR_TOLERANCE_DB,
@@ -24,6 +24,7 @@ from wcompress.codec.encoding import (
 from wcompress.codec.miniature import scaled_bytes
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan
+from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.sampling import Sampled, sampled_rate
@@ -193,7 +194,43 @@ class GroupedEncoding:
             rule, rate = StepRule.of({}, {}, by_sqnr=True), Rate(1.0, _exact_db(options), 1.0, None)
         else:
             rule, rate = self._rule.of_parts(which), self._rate
-        search = VaeSearch(
+        search = self._search(plan, rule, rate)
+        solution = search.run_at(rate)
+        self._was_cut = self._was_cut or search.was_cut
+        self._lacks = self._lacks or (options.floors and not search.keeps_floors(solution))
+        exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
+        payloads = {**search.sections(solution), "exceptions": exceptions, "raw": raw}
+        padding = -sum(t.numel() for t in plan.coded.values()) % options.block_size
+        return Encoded(plan.entries, payloads, padding, solution.model.scales.latents.size)
+
+    def trial(self, name: str, slab: torch.Tensor) -> Encoded:
+        """Some rows of a coded tensor, coded as those of a group are; to see how long it takes.
+
+        Where rows have scales of their own, those in the middle stand for all.
+
+        Args:
+            name: of the tensor.
+            slab: contiguous, on the CPU.
+        """
+        assert self._rule is not None
+        assert self._rate is not None
+        number = self._numbers[name]
+
+        def middle(scales: OwnScales) -> OwnScales:
+            exponents = sorted(scales.exponents[number])
+            return OwnScales(((exponents[len(exponents) // 2],),))
+
+        counted = None if self._rule.counted is None else middle(self._rule.counted)
+        rule = replace(self._rule, scales=middle(self._rule.scales), counted=counted)
+        entries = (TensorEntry(name, str(slab.dtype).removeprefix("torch."), tuple(slab.shape), "coded"),)
+        plan = Plan(entries, {name: slab}, {}, {})
+        search = self._search(plan, rule, self._rate)
+        payloads = search.sections(search.run_at(self._rate))
+        return Encoded(entries, payloads | {"exceptions": encode_exceptions(plan.exception_rows(search.model.aside))})
+
+    def _search(self, plan: Plan, rule: StepRule, rate: Rate) -> VaeSearch:
+        options = self._options
+        return VaeSearch(
             plan.to_code,
             plan.fine,
             rule,
@@ -209,13 +246,6 @@ class GroupedEncoding:
             rate=rate,
             grouped=True,
         )
-        solution = search.run_at(rate)
-        self._was_cut = self._was_cut or search.was_cut
-        self._lacks = self._lacks or (options.floors and not search.keeps_floors(solution))
-        exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
-        payloads = {**search.sections(solution), "exceptions": exceptions, "raw": raw}
-        padding = -sum(t.numel() for t in plan.coded.values()) % options.block_size
-        return Encoded(plan.entries, payloads, padding, solution.model.scales.latents.size)
 
     def again(self, sqnr_db: float | None, n_bytes: int) -> bool:
         """Whether another pass is needed, at a rate that is corrected; after all groups were encoded.

@@ -56,6 +56,18 @@ def _sample(tensor: torch.Tensor, n_wanted: int) -> torch.Tensor:
     return tensor.index_select(axis, torch.from_numpy(chosen)).contiguous()
 
 
+def middle_rows(tensor: torch.Tensor, n_most: int) -> torch.Tensor:
+    """Rows in the middle of a tensor, of no more elements than that; of a long row, or of a vector, a part."""
+    if tensor.numel() <= n_most:
+        return tensor
+    per_row = tensor.numel() // tensor.shape[0]
+    if per_row > n_most:
+        return tensor[tensor.shape[0] // 2].reshape(-1)[:n_most].reshape(1, -1)
+    n_rows = n_most // per_row
+    first = (tensor.shape[0] - n_rows) // 2
+    return tensor[first : first + n_rows]
+
+
 def scaled_bytes(measure: Callable[[torch.Tensor], int], tensor: torch.Tensor, size: int) -> int:
     """What a tensor of which there is a sample would take, told from the sample and from half of it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -37,7 +36,6 @@ class Sampled:
         search: of the sample.
         solution: of the sample, in the rounds that a group gets; at a step that `octaves` leads away from.
         octaves: that the step of `rate` is larger by than that of `solution`.
-        cpu_s: processor time that the solution took, in all threads.
     """
 
     rate: Rate
@@ -45,7 +43,6 @@ class Sampled:
     search: VaeSearch
     solution: Solution
     octaves: float
-    cpu_s: float
 
 
 def sampled_rate(
@@ -137,9 +134,7 @@ def sampled_rate(
     has_prior = start.model.scales.latents.size > 0
     finest = finest_step(largest, start.machine)
     rate = Rate(start.step, 0.0, search.unit_noise(start), mean_square, has_prior, finest).moved(0.0)
-    began = time.process_time()
     solution = search.solved(rate)
-    cpu_s = time.process_time() - began
     step = rate.step
     if target.sqnr_db is not None:
         rate = rate.moved((search.sqnr_db(solution) - target.sqnr_db) / 6.02)
@@ -149,7 +144,7 @@ def sampled_rate(
         rate = rate.moved(8 * (search.n_bytes(solution) - target.n_bytes) / n_sampled)
         sqnr_db = search.sqnr_db(solution)
     rate = replace(rate, sqnr_db=sqnr_db - (10 * math.log10(more or 1.0) if mean_square else 0.0))
-    return Sampled(rate, sample, search, solution, math.log2(rate.step / step), cpu_s)
+    return Sampled(rate, sample, search, solution, math.log2(rate.step / step))
 
 
 def _farthest(tensor: torch.Tensor, exponents: tuple[int, ...]) -> float:
