@@ -13,6 +13,7 @@ it on an idle machine.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def measured(command: Sequence[str]) -> dict[str, float]:
 
 def same_files(folder: Path, other: Path) -> bool:
     """Whether the second folder holds the first one's shards, byte for byte."""
-    return all(path.read_bytes() == (other / path.name).read_bytes() for path in folder.glob("*.safetensors"))
+    return all(filecmp.cmp(path, other / path.name, shallow=False) for path in folder.glob("*.safetensors"))
 
 
 def size_of(folder: Path) -> int:

@@ -36,6 +36,7 @@ from wcompress.threads import n_work_threads, work_threads
 
 _LEAST_SAMPLE = 1 << 16  # weights, of a shard
 _EFFICIENCY = 0.85  # of threads that encode groups beside each other
+_QUICK_EFFICIENCY = 0.6  # the same where little is done with each weight, and memory and disk hold them up
 _PASSES = 1.3  # that a target takes, on average
 _GROUP_BYTES = 170  # of memory that an element of a group takes while it is encoded
 _LIBRARIES_BYTES = 390 << 20  # of memory, before anything is packed
@@ -108,8 +109,9 @@ def estimated(
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     sections = sections if budget is None else _met(sections, budget)
     n_together = min(n_work_threads(), GROUPS_AT_ONCE, len(groups))
+    efficiency = _QUICK_EFFICIENCY if options.effort == 1 or options.method == "lossless" else _EFFICIENCY
     n_passes = 1.0 if budget is None and options.sqnr is None else _PASSES
-    encoding_s = n_passes * (found.cpu_s + cpu_s) / (_EFFICIENCY * n_together if n_together > 1 else 1.0)
+    encoding_s = n_passes * (found.cpu_s + cpu_s) / (efficiency * n_together if n_together > 1 else 1.0)
     estimate = Estimate(
         seconds=planning_s + sampling_s + encoding_s,
         peak_bytes=_memory(owners, n_together),
