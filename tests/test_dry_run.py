@@ -89,6 +89,8 @@ def test_an_estimate_says_that_it_is_one(tmp_path: Path, cli: Cli, large: Tensor
     write_checkpoint(tmp_path / "m.safetensors", large, format="safetensors")
     code, out, _ = cli("pack", tmp_path / "m.safetensors", "--effort", 1, "--dry-run")
     assert code == 0
+    assert "SQNR of about" in out
+    assert "at least" not in out
     assert "Estimated from samples of the tensors. Nothing was written." in out
     assert "packing takes about" in out
     assert "memory of about" in out

@@ -59,6 +59,9 @@ def _loss(result: PackResult) -> str:
     from wcompress.checkpoint.messages import shown
 
     worst = result.worst
+    if result.estimate is not None and result.estimate.sampled and result.sqnr_db is not None:
+        # The worst is likely not in the sample.
+        return f"Lossy: SQNR of about {result.sqnr_db:.1f} dB over all weights."
     if worst is None:
         return "Lossy." if result.sqnr_db is None else f"Lossy: SQNR {result.sqnr_db:.1f} dB over all weights."
     row = ""
