@@ -36,7 +36,7 @@ from wcompress.threads import n_work_threads, work_threads
 
 _LEAST_SAMPLE = 1 << 16  # weights, of a shard
 _EFFICIENCY = 0.85  # of threads that encode groups beside each other
-_QUICK_EFFICIENCY = 0.6  # the same where little is done with each weight, and memory and disk hold them up
+_LIGHT_EFFICIENCY = 0.6  # the same where little is done with each weight, and memory and disk hold them up
 _PASSES = 1.3  # that a target takes, on average
 _GROUP_BYTES = 170  # of memory that an element of a group takes while it is encoded
 _LIBRARIES_BYTES = 390 << 20  # of memory, before anything is packed
@@ -109,7 +109,7 @@ def estimated(
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     sections = sections if budget is None else _met(sections, budget)
     n_together = min(n_work_threads(), GROUPS_AT_ONCE, len(groups))
-    efficiency = _QUICK_EFFICIENCY if options.effort == 1 or options.method == "lossless" else _EFFICIENCY
+    efficiency = _LIGHT_EFFICIENCY if _is_light(options) else _EFFICIENCY
     n_passes = 1.0 if budget is None and options.sqnr is None else _PASSES
     encoding_s = n_passes * (found.cpu_s + cpu_s) / (efficiency * n_together if n_together > 1 else 1.0)
     estimate = Estimate(
@@ -167,7 +167,6 @@ def _times(encoding: GroupedEncoding, plan: Plan, checkpoint: Checkpoint, option
     if not plan.coded:
         return 0.0, 0.0
     name = max(plan.coded, key=plan.size)
-    is_quick = options.effort == 1 or options.method == "lossless"
     slab = {name: middle_rows(checkpoint.tensors[name], GROUP_SIZE)}
     times = sum(plan.size(name) for name in plan.coded) / slab[name].numel()
     alone = replace(checkpoint, tensors=slab, ties={})
@@ -184,8 +183,13 @@ def _times(encoding: GroupedEncoding, plan: Plan, checkpoint: Checkpoint, option
 
     # In one thread, as a group beside others is. What takes no time is done twice, since the first time takes longer.
     with work_threads(1):
-        cpu_s = min(_cpu_s(pack) for _ in range(2 if is_quick else 1))
+        cpu_s = min(_cpu_s(pack) for _ in range(2 if _is_light(options) else 1))
     return times * planning_s, times * cpu_s
+
+
+def _is_light(options: PackOptions) -> bool:
+    # Whether little is done with each weight.
+    return options.effort == 1 or options.method == "lossless"
 
 
 def _cpu_s(work: Callable[[], object]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -88,10 +88,3 @@ def scaled_bytes(measure: Callable[[torch.Tensor], int], tensor: torch.Tensor, s
     half = tensor.narrow(axis, 0, n_half).contiguous()
     slope = max(0.0, (whole - measure(half)) / (tensor.numel() - half.numel()))
     return round(whole + slope * (size - tensor.numel()))
-
-
-def total_bytes(
-    measure: Callable[[torch.Tensor], int], tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
-) -> dict[str, int]:
-    """`scaled_bytes` of several tensors by name; those without a size are whole."""
-    return {name: scaled_bytes(measure, tensor, sizes.get(name, 0)) for name, tensor in tensors.items()}

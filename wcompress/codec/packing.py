@@ -195,7 +195,7 @@ def _groups(plan: Plan, options: PackOptions) -> tuple[tuple[Part, ...], ...]:
 def _can_be_sampled(checkpoint: Checkpoint, options: PackOptions) -> bool:
     # Whether it is sure to be several groups, before anything was read.
     rated = any(rule.bits is not None for rule in options.rules)
-    sizes = [tensor.numel() for name, tensor in checkpoint.tensors.items() if name not in checkpoint.ties]
+    sizes = (tensor.numel() for name, tensor in checkpoint.tensors.items() if name not in checkpoint.ties)
     return options.method != "paper" and not rated and is_several(sizes)
 
 

@@ -32,9 +32,9 @@ class Slab:
     is_whole: bool
 
 
-def is_several(sizes: Sequence[int]) -> bool:
-    """Whether tensors of so many elements, none of them a tie, are more than one group."""
-    return sum(sizes) > MOST_TOGETHER
+def is_several(sizes: Iterable[int], most: int | None = None) -> bool:
+    """Whether tensors of so many elements, none of them a tie, are too many for one group of `MOST_TOGETHER`."""
+    return sum(sizes) > (most or MOST_TOGETHER)
 
 
 def grouped(
@@ -50,9 +50,9 @@ def grouped(
     Returns:
         The parts in each group; nothing for a model that is one group. Ties are in none.
     """
-    size, most = size or GROUP_SIZE, most or MOST_TOGETHER
+    size = size or GROUP_SIZE
     owners = [(index, entry) for index, entry in enumerate(entries) if entry.kind != "tie"]
-    if sum(entry.numel for _, entry in owners) <= most:
+    if not is_several((entry.numel for _, entry in owners), most):
         return ()
     groups: list[tuple[Part, ...]] = []
     current: list[Part] = []
