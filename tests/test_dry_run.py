@@ -14,6 +14,7 @@ from benchmarks.generated import write_sparse
 from tests.test_directories import Cli
 from wcompress.checkpoint import read_checkpoint, write_checkpoint
 from wcompress.codec.miniature import miniature, scaled_bytes
+from wcompress.errors import TargetUnreachable
 
 Tensors = dict[str, torch.Tensor]
 
@@ -74,6 +75,13 @@ def test_a_dry_run_tells_what_packing_gives(tmp_path: Path, large: Tensors, opti
     assert [(c.tensor, c.kind) for c in told.choices] == [(c.tensor, c.kind) for c in packed.choices]
     for one, other in zip(told.choices, packed.choices, strict=True):
         assert one.bits_per_weight == pytest.approx(other.bits_per_weight, rel=0.05)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_quality_out_of_reach_is_named_as_it_was_asked_for(tmp_path: Path, large: Tensors, dry_run: bool) -> None:
+    with pytest.raises(TargetUnreachable, match=r"^an SQNR of 110 dB: .* is the nearest"):
+        wcompress.pack(large, tmp_path / "m.wcz", effort=1, sqnr=110.0, dry_run=dry_run)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_small_model_is_packed_and_measured(tmp_path: Path) -> None:

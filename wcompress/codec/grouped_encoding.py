@@ -100,7 +100,9 @@ class GroupedEncoding:
         check_sub_blocks(options)
         by_sqnr = options.sqnr is not None
         self._rule = StepRule.of(whole, plan.to_code, by_sqnr=by_sqnr)
-        target = Target(sqnr_db=default_sqnr_db(whole) if options.sqnr is None else options.sqnr + _AIMED_DB)
+        target = Target(sqnr_db=default_sqnr_db(whole))
+        if options.sqnr is not None:
+            target = Target(sqnr_db=options.sqnr + _AIMED_DB, wanted=f"an SQNR of {options.sqnr:g} dB")
         budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
         if budget is not None:
             beside = sum(self._raw_bytes(plan).values()) + 2 * sum(plan.size(name) for name in plan.fine)

@@ -106,7 +106,7 @@ def sampled_rate(
         # Errors of the sample are the model's, its energy is not.
         mean_square = whole_energy / max(1, n_weights)
         more = sampled_energy / max(1, n_sampled) / mean_square if mean_square else 1.0
-        target = Target(sqnr_db=target.sqnr_db + 10 * math.log10(more or 1.0))
+        target = replace(target, sqnr_db=target.sqnr_db + 10 * math.log10(more or 1.0))
     elif target.n_bytes is not None:
         share, in_words = n_sampled / n_weights, target.in_words
         target = Target(

@@ -30,7 +30,7 @@ class Target:
     Attributes:
         sqnr_db: at least this SQNR.
         n_bytes: at most so many bytes for the whole archive.
-        wanted: the target of bytes as it was given.
+        wanted: the target as it was given, in words.
         in_words: what an archive of so many bytes is called, in the unit that the target was given in.
     """
 
@@ -170,7 +170,8 @@ class Bisection:
         if self.by_sqnr:
             assert self.target.sqnr_db is not None
             nearest = f"{self.target.sqnr_db + margin:.2f} dB is the nearest"
-            return f"an SQNR of {self.target.sqnr_db} dB: {nearest}; `--method lossless` keeps every bit"
+            wanted = self.target.wanted or f"an SQNR of {self.target.sqnr_db:g} dB"
+            return f"{wanted}: {nearest}; `--method lossless` keeps every bit"
         assert self.target.n_bytes is not None
         n_bytes = round((1 - margin) * self.target.n_bytes)
         wanted = self.target.wanted or self.target.in_words(self.target.n_bytes)
