@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def run_with_ray(jobs: Sequence[ShardJob], overall: Overall) -> list[ShardDone]:
         raise OptionError("--engine ray: ray is not installed; `pip install 'wcompress[ray]'`") from error
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         remote = ray.remote(max_retries=_RETRIES)(_packed)
         tasks = {}

@@ -6,19 +6,22 @@ optimised and dependent quantisation.
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from wcompress.codec.quantiser.branches import CHOICE, NEVER, BranchTables, find_branches, symbol_of
+from wcompress.codec.quantiser.lanes import LANES, is_faster, search_units
 from wcompress.codec.quantiser.trellis import Trellis, units_in_threads
 from wcompress.compiled import compiled
 
 Ints = npt.NDArray[np.int32]
+Shorts = npt.NDArray[np.int16]
 Singles = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.int64]
 
 
 class Sliceable(Protocol):
@@ -31,24 +34,17 @@ class Sliceable(Protocol):
         """Some of them."""
 
 
-@dataclass(frozen=True)
-class _Register:
-    """A trellis with its states in the order of a shift register.
+def branches(machine: Trellis) -> Ints:
+    """A trellis with its states in the order of a shift register: int32 `[n_states / 2]`.
 
     State i of the register goes to 2i and 2i + 1, modulo the number of states: the two states that lead to the same two
     lie half of all states apart, so that a step reads and writes in order, many states in one instruction.
 
-    Attributes:
-        second, odd: of the branch from state i < n_states / 2 to state 2i: 1 where it is under quantiser 1, and 1 where
-            its symbol is odd, int32 `[n_states / 2]`. The other three branches of these four follow: to 2i + 1, and
-            from i + n_states / 2 to 2i, the symbol has the other parity; the quantiser is the same.
+    Returns:
+        Of state i < n_states / 2 the branch, 2 · quantiser + parity of the symbol, to state 2i. Of the other three of
+        these four, to 2i + 1, and from i + n_states / 2 to 2i, the symbol has the other parity; the quantiser is the
+        same.
     """
-
-    second: Ints
-    odd: Ints
-
-
-def _register(machine: Trellis) -> _Register:
     # The trellis is linear: state s goes to L(s) ⊕ parity · v. A linear function g with g(v) = 1 and g = 0 on v's
     # earlier predecessors L⁻¹(v), L⁻²(v), … tells the bit that a step shifts in; a state's last bits are its place.
     n_states = machine.n_states
@@ -66,124 +62,98 @@ def _register(machine: Trellis) -> _Register:
         earlier = before[earlier]
     half = np.argsort(places)[: n_states // 2].astype(np.int32)
     odd = places[machine.next_state[half, 0]] != 2 * np.arange(len(half))
-    return _Register(half & 1, odd.astype(np.int32))
+    branch_of: Ints = 2 * (half & 1) + odd.astype(np.int32)
+    return branch_of
+
+
+@compiled()
+def _step(low: Singles, high: Singles, branch_of: Ints, costs: Singles, survivors: Bytes, to: Singles) -> None:
+    # From the costs of states i and i + n_states / 2 to those of 2i and 2i + 1; which of the two was the better way is
+    # shifted into a byte. Its own function, so that the compiler can tell the arrays apart.
+    c0, c1, c2, c3 = costs[0], costs[1], costs[2], costs[3]
+    for i in range(len(branch_of)):
+        branch = branch_of[i]
+        even, odd = (c2 if branch > 1 else c0), (c3 if branch > 1 else c1)
+        own, other = (odd if branch & 1 else even), (even if branch & 1 else odd)
+        from_low, from_high = low[i] + own, high[i] + other
+        survivors[2 * i] = (survivors[2 * i] << 1) | (from_high < from_low)
+        to[2 * i] = min(from_low, from_high)
+        from_low, from_high = low[i] + other, high[i] + own
+        survivors[2 * i + 1] = (survivors[2 * i + 1] << 1) | (from_high < from_low)
+        to[2 * i + 1] = min(from_low, from_high)
 
 
 @compiled(fastmath=True)
-def _step(
-    low: Singles,
-    high: Singles,
-    second: Ints,
-    odd: Ints,
-    branches: Singles,
-    to_even: Bytes,
-    to_odd: Bytes,
-    even: Singles,
-    odd_cost: Singles,
-) -> None:
-    # From the costs of the lower and the upper half of the states to those of even and odd ones. Which way was the
-    # better one is shifted into a byte. Its own function, so that the compiler can tell the arrays apart.
-    b0, b1, b2, b3 = branches[0], branches[1], branches[2], branches[3]
-    for i in range(len(second)):
-        with_even = b2 if second[i] > 0 else b0
-        with_odd = b3 if second[i] > 0 else b1
-        to = with_odd if odd[i] > 0 else with_even
-        other = with_even if odd[i] > 0 else with_odd
-        from_low, from_high = low[i] + to, high[i] + other
-        to_even[i] = (to_even[i] << 1) | (from_high < from_low)
-        even[i] = min(from_low, from_high)
-        from_low, from_high = low[i] + other, high[i] + to
-        to_odd[i] = (to_odd[i] << 1) | (from_high < from_low)
-        odd_cost[i] = min(from_low, from_high)
-
-
-@compiled(fastmath=True)
-def _in_order(even: Singles, odd: Singles, lowest: np.float32, out: Singles) -> None:
-    for i in range(len(even)):
-        out[2 * i] = even[i] - lowest
-        out[2 * i + 1] = odd[i] - lowest
-
-
-@compiled(fastmath=True)
-def _lowest(even: Singles, odd: Singles) -> np.float32:
-    lowest: np.float32 = even[0]
-    for i in range(len(even)):
-        lowest = min(lowest, min(even[i], odd[i]))
-    return lowest
+def _lower(costs: Singles) -> None:
+    lowest = costs[0]
+    for i in range(len(costs)):
+        lowest = min(lowest, costs[i])
+    for i in range(len(costs)):
+        costs[i] -= lowest
 
 
 @compiled()
 def _search_unit(
     x: Singles,
+    first: int,
     classes: Ints,
     class_shift: int,
-    first: int,
-    second: Ints,
-    odd: Ints,
+    branch_of: Ints,
     levels: Singles,
+    rest: Singles,
+    zero: Singles,
     shifts: Singles,
-    rates: Singles,
-    multiplier: float,
+    choice: Singles,
     costs: Singles,
-    ways: Bytes,
+    nearest: Shorts,
+    flags: Bytes,
+    states: Singles,
+    survivors: Bytes,
     symbols: Ints,
 ) -> None:
-    # costs: [4, n_states / 2], of the lower and upper half, and room for even and odd; ways: [n / 8, 2, n_states / 2].
-    n, half = len(x), len(second)
-    limit = (levels.shape[1] - 1) // 2
-    n_branches = 4 if half else 2
-    inverse_spacing = 0.5 if half else 1.0
-    chosen = np.empty((n, 4), np.int16)
-    branches = np.empty(4, np.float32)
-    low, high, even, odd_cost = costs[0], costs[1], costs[2], costs[3]
-    quarter = half // 2
+    # costs: [n, 4, 1]; states: [2, n_states], the first of them before the first step; survivors: [n / 8, n_states].
+    n, half = len(x), len(branch_of)
+    find_branches(x, first, classes, class_shift, levels, rest, zero, shifts, choice, 0, costs, nearest, flags)
+    now, then = states[0], states[1]
     for i in range(n):
-        value = x[i]
-        row = classes[(first + i) >> class_shift]
-        for b in range(n_branches):
-            branches[b] = np.float32(1e30)
-        for quantiser in range(n_branches // 2):
-            nearest = value * inverse_spacing
-            if quantiser == 1:
-                nearest += 0.5 if value > 0 else -0.5
-            centre = int(np.rint(nearest))
-            for candidate in range(4):
-                k = 0 if candidate == 3 else centre - 1 + candidate
-                k = min(max(k, -limit), limit)
-                error = value - levels[quantiser, k + limit] - shifts[row, 0 if k == 0 else 1]
-                total = np.float32(error * error + multiplier * rates[row, quantiser, k + limit])
-                b = 2 * quantiser + (k & 1)
-                if total < branches[b]:
-                    branches[b] = total
-                    chosen[i, b] = k
-        if half == 0:
-            symbols[i] = chosen[i, 0 if branches[0] <= branches[1] else 1]
-            continue
-        # Costs are kept small: one weight beyond all levels must not blur those of its neighbours.
-        least = min(min(branches[0], branches[1]), min(branches[2], branches[3]))
-        for b in range(4):
-            branches[b] -= least
-        _step(low, high, second, odd, branches, ways[i >> 3, 0], ways[i >> 3, 1], even, odd_cost)
-        lowest = np.float32(0.0)
-        if i & 7 == 7 or i == n - 1:
-            lowest = _lowest(even, odd_cost)
-        _in_order(even[:quarter], odd_cost[:quarter], lowest, low)
-        _in_order(even[quarter:], odd_cost[quarter:], lowest, high)
-    if half == 0:
-        return
-    at = 0
-    for state in range(2 * half):
-        cost = low[state] if state < half else high[state - half]
-        if cost <= 0.0:
-            at = state
-            break
+        _step(now[:half], now[half:], branch_of, costs[i].reshape(-1), survivors[i >> 3], then)
+        now, then = then, now
+        if i & 7 == 7:
+            _lower(now)
+    state = np.argmin(now)
     for i in range(n - 1, -1, -1):
-        before, bit = at >> 1, at & 1
-        latest = min(i | 7, n - 1)
-        upper = (ways[i >> 3, bit, before] >> (latest - i)) & 1
-        parity = odd[before] ^ bit ^ upper
-        symbols[i] = chosen[i, 2 * second[before] + parity]
-        at = before + half * upper
+        upper = (survivors[i >> 3, state] >> (min(i | 7, n - 1) - i)) & 1
+        before = state >> 1
+        branch = branch_of[before] ^ (state & 1) ^ upper
+        symbols[i] = symbol_of(np.int64(nearest[i]), np.int64(flags[i]), branch >> 1, branch & 1)
+        state = before + half * upper
+
+
+@compiled()
+def _search_shifted(
+    x: Singles,
+    first: int,
+    classes: Ints,
+    class_shift: int,
+    levels: Singles,
+    rest: Singles,
+    zero: Singles,
+    shifts: Singles,
+    symbols: Ints,
+) -> None:
+    # One state: the two symbols around a weight, the one below these, and zero.
+    top = np.float32(levels.shape[1] - 3)
+    for i in range(len(x)):
+        row = classes[(first + i) >> class_shift]
+        from_zero, away = x[i] - shifts[row, 0], x[i] - shifts[row, 1]
+        size, best, found = abs(away), from_zero * from_zero + zero[row, 0], 0
+        m = int(min(size, top))
+        for k in range(m - 1, m + 2):
+            distance = size - levels[0, k + 1]
+            cost = distance * distance + rest[row, 0, k + 1]
+            if cost < best:
+                best, found = cost, k
+        symbols[i] = -found if away < 0 else found
 
 
 @compiled(fastmath=True)
@@ -232,7 +202,7 @@ def thresholds(levels: Singles, rates: Singles, multiplier: float) -> Singles:
 
 def search(
     x: Sliceable,
-    unit_starts: npt.NDArray[np.int64],
+    unit_starts: Places,
     classes: Ints,
     class_shift: int,
     machine: Trellis,
@@ -259,29 +229,79 @@ def search(
         int32 `[n]`, each within ±limit.
     """
     symbols = np.empty(len(x), np.int32)
-    scalar = machine.n_states == 1 and shifts is None
-    bounds = thresholds(levels, rates, multiplier) if scalar else np.zeros((0, 0), np.float32)
-    if shifts is None:
-        shifts = np.zeros((len(rates), 2), np.float32)
-    half = machine.n_states // 2
-    second, odd = np.zeros((2, 0), np.int32)
-    if half:
-        register = _register(machine)
-        second, odd = register.second, register.odd
+    if machine.n_states == 1 and shifts is None:
+        bounds = thresholds(levels, rates, multiplier)
 
-    def part(some: npt.NDArray[np.int64]) -> None:
-        longest = int(np.diff(some).max(initial=0))
-        ways = np.empty((0 if scalar else -(-longest // 8), 2, half), np.uint8)
-        for start, end in itertools.pairwise(some.tolist()):
-            unit, out = x[start:end], symbols[start:end]
-            if scalar:
-                _search_scalar(unit, classes, class_shift, start, bounds, out)
-                continue
-            costs = np.full((4, half), 1e30, np.float32)
-            costs[0, :1] = 0.0
-            _search_unit(
-                unit, classes, class_shift, start, second, odd, levels, shifts, rates, multiplier, costs, ways, out
-            )
+        def scalar(some: Places) -> None:
+            here = slice(some[0], some[-1])
+            _search_scalar(x[here], classes, class_shift, some[0], bounds, symbols[here])
+
+        units_in_threads(scalar, unit_starts)
+        return symbols
+    tables = BranchTables.of(levels, rates, multiplier, shifts)
+    branch_of = branches(machine) if machine.n_states > 1 else np.zeros(0, np.int32)
+
+    def part(some: Places) -> None:
+        in_lanes = is_faster(machine.n_states, len(some) - 1)
+        for batch in _batches(some, LANES if in_lanes else 1):
+            here = slice(batch[0], batch[-1])
+            if in_lanes:
+                search_units(x[here], batch, classes, class_shift, branch_of, tables, symbols[here])
+            elif machine.n_states == 1:
+                _search_shifted(
+                    x[here],
+                    here.start,
+                    classes,
+                    class_shift,
+                    tables.levels,
+                    tables.rest,
+                    tables.zero,
+                    tables.shifts,
+                    symbols[here],
+                )
+            else:
+                search_unit(x[here], here.start, classes, class_shift, branch_of, tables, symbols[here])
 
     units_in_threads(part, unit_starts)
     return symbols
+
+
+def _batches(starts: Places, size: int) -> Iterator[Places]:
+    for first in range(0, len(starts) - 1, size):
+        yield starts[first : first + size + 1]
+
+
+def search_unit(
+    x: Singles, first: int, classes: Ints, class_shift: int, branch_of: Ints, tables: BranchTables, symbols: Ints
+) -> None:
+    """The symbols that cost least in one unit, of whose states many are worked on in one instruction.
+
+    Args:
+        x: weights in steps, float32 `[n]`.
+        first: place in the sequence of the first.
+        classes, class_shift: as for `search`.
+        branch_of: see `branches`.
+        tables: of the branches.
+        symbols: int32 `[n]`, are filled.
+    """
+    n, n_states = len(x), 2 * len(branch_of)
+    states = np.full((2, n_states), NEVER, np.float32)
+    states[0, 0] = 0.0
+    _search_unit(
+        x,
+        first,
+        classes,
+        class_shift,
+        branch_of,
+        tables.levels,
+        tables.rest,
+        tables.zero,
+        tables.shifts,
+        CHOICE,
+        np.empty((n, 4, 1), np.float32),
+        np.empty(n, np.int16),
+        np.empty(n, np.uint8),
+        states,
+        np.zeros((-(-n // 8), n_states), np.uint8),
+        symbols,
+    )
