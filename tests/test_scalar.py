@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from wcompress.codec.models.class_tables.encoder import parametric_rates
+from wcompress.codec.models.class_tables.rates import parametric_rates
 from wcompress.codec.models.class_tables.tables import LOW_BITS, count_symbols
 from wcompress.codec.plan import exceptional, is_plain
 from wcompress.codec.quantiser.reconstruction import Levels

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.codec.models.class_tables.encoder import parametric_rates, table_rates
+from wcompress.codec.models.class_tables.rates import parametric_rates, table_rates
 from wcompress.codec.models.context.model import ContextModel
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.step_scales import FIRST, SECOND, WHOLE, OwnScales, n_exponents

@@ -12,25 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.models.class_tables.model import ClassModel
-from wcompress.codec.models.class_tables.tables import (
-    LOW_BITS,
-    ClassTables,
-    count_symbols,
-    fit_tables,
-    symbol_bits,
-    upper,
-)
-from wcompress.codec.models.context.rates import magnitudes_guessed
+from wcompress.codec.models.class_tables.rates import parametric_rates, table_rates
+from wcompress.codec.models.class_tables.tables import LOW_BITS, count_symbols, fit_tables, symbol_bits
 from wcompress.codec.models.scale_prior import ScaleModel, fit_latent_table
 from wcompress.codec.quantiser.reconstruction import Levels
 from wcompress.codec.quantiser.scalar import quantise, sum_and_farthest
 from wcompress.codec.quantiser.sequence import Sequencing
-from wcompress.codec.quantiser.trellis import Trellis, quantisers
+from wcompress.codec.quantiser.trellis import quantisers
 from wcompress.codec.quantiser.viterbi import search, thresholds
 from wcompress.codec.rate_control.solution import EncoderConfig, InSteps, Moments, Solution, with_energy
 from wcompress.entropy.bits import BitWriter
 from wcompress.vae.prior import (
-    LOWEST_SCALE,
     N_CLASSES,
     UNITS_PER_CLASS,
     UNITS_PER_OCTAVE,
@@ -73,32 +65,6 @@ def magnitudes(weights: npt.NDArray[np.floating], sequencing: Sequencing) -> lis
     spans = itertools.pairwise(sequencing.starts.tolist())
     found = ((end - start, sum_and_farthest(weights[start:end])) for start, end in spans)
     return [(total / max(n, 1), largest) for n, (total, largest) in found]
-
-
-def parametric_rates(machine: Trellis, limit: int) -> npt.NDArray[np.float32]:
-    """Code lengths before any table is known, float32 `[N_CLASSES, 2, 2·limit + 1]`."""
-    octaves = (LOWEST_SCALE + UNITS_PER_CLASS * np.arange(N_CLASSES)) / UNITS_PER_OCTAVE
-    zero, rest = magnitudes_guessed(np.exp2(octaves), machine, limit)
-    p = np.concatenate([rest[:, :, ::-1] / 2, zero[:, :, None], rest / 2], axis=2)
-    rates: npt.NDArray[np.float32] = -np.log2(p).astype(np.float32)
-    return rates
-
-
-def table_rates(tables: ClassTables, fallback: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Code lengths under tables, with `fallback` for classes that have none, same shape."""
-    rates = fallback.copy()
-    limit = rates.shape[2] // 2
-    k = np.arange(-limit, limit + 1, dtype=np.int32)
-    for cls, owner in enumerate(tables.owner):
-        if owner < 0:
-            continue
-        head = upper(k, int(LOW_BITS[cls]))
-        for quantiser, table in enumerate(tables.pairs[owner]):
-            bits, edge = table.bits, table.limit
-            inside = bits[np.clip(head + edge, 0, 2 * edge)]
-            # Beyond the table symbols are possible, since tables are fitted again, but dear.
-            rates[cls, quantiser] = inside + LOW_BITS[cls] + 3.0 * np.maximum(np.abs(head) - edge, 0)
-    return rates
 
 
 class ClassEncoder:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from wcompress.codec.models.class_tables.rates import magnitudes_guessed
 from wcompress.codec.models.context.model import Description
 from wcompress.codec.quantiser.trellis import Trellis
 from wcompress.entropy.context import LOWEST
@@ -20,26 +20,6 @@ Ints = npt.NDArray[np.int32]
 _MOST_CELLS = 1 << 23
 # Of a nonzero symbol: how likely it has the expected sign, by how strongly that is expected.
 _AGREEMENT = np.array([0.5, 0.6, 0.66, 0.73, 0.82, 0.9, 0.96, 0.98])
-
-
-def magnitudes_guessed(means: Floats, machine: Trellis, limit: int) -> tuple[Floats, Floats]:
-    """Probabilities of weights whose distribution is half Laplace, half Gauss.
-
-    Args:
-        means: mean magnitudes in steps, `[n_classes]`.
-        machine: the trellis.
-        limit: largest magnitude of a symbol.
-
-    Returns:
-        Of 0, `[n_classes, 2]` by quantiser, and of the magnitudes 1 to limit, both signs together,
-        `[n_classes, 2, limit]`; never quite nothing.
-    """
-    edges = machine.spacing * (np.arange(limit + 1) + 0.5) - np.array([[0.0], [0.5 if machine.n_states > 1 else 0.0]])
-    relative = edges / means[:, None, None]
-    gauss = torch.erfc(torch.from_numpy(relative / np.sqrt(np.pi))).numpy()
-    tail = 0.5 * np.exp(-np.minimum(relative, 600)) + 0.5 * gauss
-    rest = np.maximum(tail[:, :, :-1] - tail[:, :, 1:], 2e-7 * 0.8 ** np.minimum(np.arange(limit), 60))
-    return np.maximum(1 - tail[:, :, 0], 1e-7), rest
 
 
 @dataclass(frozen=True)
