@@ -19,9 +19,10 @@ from wcompress.checkpoint import Checkpoint
 from wcompress.codec.encoding import Encoded
 from wcompress.codec.methods.trellis import VaeCode
 from wcompress.codec.models.context.encoder import ContextEncoder
+from wcompress.codec.models.context.model import ContextModel
 from wcompress.codec.plan import plan_tensors
 from wcompress.codec.quantiser.reconstruction import Levels
-from wcompress.codec.quantiser.sequence import CONTEXT_UNIT_BLOCKS, Sequencing, choose_layout
+from wcompress.codec.quantiser.sequence import Sequencing, choose_layout
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import trellis
 from wcompress.codec.rate_control.solution import EncoderConfig
@@ -81,7 +82,7 @@ def encode_given(
         machine=trellis(1), use_prior=False, prior_steps=100 + 40 * effort, seed=seed, device="cpu", mix=effort > 1
     )
     layouts = tuple(choose_layout(a, sub_size) for a in arrays)
-    sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, CONTEXT_UNIT_BLOCKS)
+    sequencing = Sequencing(tuple(a.shape for a in arrays), layouts, block_size, latent_dim, ContextModel.unit_blocks)
     sequence = sequencing.flatten(arrays)
     solution = ContextEncoder(sequence, sequencing, config).describe(1.0, sequence.astype(np.int32), Levels())
     code = VaeCode(

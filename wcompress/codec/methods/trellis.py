@@ -18,9 +18,10 @@ import torch
 
 from wcompress.codec.container.manifest import TensorEntry
 from wcompress.codec.models.class_tables.model import ClassModel
-from wcompress.codec.models.context.model import ContextModel, check_length, stream_starts
+from wcompress.codec.models.context.model import ContextModel
+from wcompress.codec.models.entropy_model import EntropyModel
 from wcompress.codec.quantiser.reconstruction import Levels
-from wcompress.codec.quantiser.sequence import CONTEXT_UNIT_BLOCKS, LAYOUTS, Sequencing
+from wcompress.codec.quantiser.sequence import LAYOUTS, Sequencing
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import N_STATES, Trellis, quantisers, trellis
 from wcompress.codec.quantiser.views import Scales, View, look_up
@@ -35,6 +36,8 @@ Ints = npt.NDArray[np.int32]
 _MOST_LOOKED_UP = 1 << 16  # values in a table
 _NO_TABLE = np.zeros((0, 0), np.uint8)
 _MACHINES_BEFORE_4 = 8  # format versions before 4 have trellises of up to 256 states
+_MODELS: tuple[type[EntropyModel], ...] = (ClassModel, ContextModel)
+"""By their code."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class VaeCode:
     machine: Trellis
     step: float
     own_scales: OwnScales
-    model: ContextModel | ClassModel
+    model: EntropyModel
     levels: Levels
     symbols: Ints
 
@@ -72,9 +75,8 @@ class VaeCode:
             out.write(LAYOUTS.index(layout), 2)
         self.own_scales.write(out)
         self.levels.write(out)
-        by_context = isinstance(self.model, ContextModel)
-        out.write(by_context, 1)
-        if by_context:
+        out.write(self.model.code, 1)
+        if self.model.expects_signs:
             self.levels.write_shifts(out)
         scales = BitWriter()
         latents = self.model.write(out, scales)
@@ -157,16 +159,12 @@ class VaeReader:
         own_scales = OwnScales.read(data, sequencing, version)
         levels = Levels.read(data)
         decoder = BitReader(sections["decoder"], "decoder")
-        model: ContextModel | ClassModel
-        if version > 2 and data.read(1):
-            sequencing = replace(sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
-            check_length(n_weights, len(self._data) + 4 * (len(stream_starts(sequencing)) - 1))
+        kind = _MODELS[data.read(1) if version > 2 else ClassModel.code]
+        sequencing = replace(sequencing, unit_blocks=kind.unit_blocks)
+        kind.check_length(sequencing, len(self._data))
+        if kind.expects_signs:
             levels = levels.read_shifts(data)
-            model = ContextModel.read(data, decoder, sections["latents"], sequencing)
-        else:
-            if len(sequencing.unit_starts) - 1 > len(self._data):
-                raise ArchiveError("symbols: more units than the section can hold; the archive is damaged")
-            model = ClassModel.read(data, decoder, sections["latents"], sequencing)
+        model = kind.read(data, decoder, sections["latents"], sequencing)
         data.finish()
         decoder.finish()
         self._code = VaeCode(

@@ -14,9 +14,7 @@ import torch
 Floats = npt.NDArray[np.float64]
 
 UNIT_BLOCKS = 32
-"""Under class tables: also what is coded by itself. Part of the format, as is the next."""
-
-CONTEXT_UNIT_BLOCKS = 4
+"""Under class tables: also what is coded by itself. Part of the format."""
 
 _LAYOUT_SAMPLE = 1 << 18  # weights
 

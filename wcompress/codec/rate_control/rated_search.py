@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from wcompress.codec.models.class_tables.encoder import ClassEncoder
-from wcompress.codec.models.context.encoder import ContextEncoder
-from wcompress.codec.models.context.model import ContextModel
 from wcompress.codec.quantiser.trellis import trellis
-from wcompress.codec.rate_control.search import FARTHEST_STEPS, VaeSearch
+from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.solution import Solution, finest_step
 from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.codec.rate_control.step_search import Bisection, Target
@@ -23,7 +20,7 @@ from wcompress.codec.rate_control.tensor_rates import TensorRates, tensor_bits
 from wcompress.entropy.tables import TableTooWideError
 from wcompress.errors import TargetUnreachable
 from wcompress.fidelity import energy, farthest
-from wcompress.vae.prior import UNITS_PER_CLASS, UNITS_PER_OCTAVE
+from wcompress.vae.prior import UNITS_PER_OCTAVE
 
 _QUICK_STATES = 64
 _NEAR, _FAR = 0.02, 0.05  # to the bits that were chosen, as a part of them
@@ -61,7 +58,7 @@ class RatedSearch(VaeSearch):
         self._scaled_at = 1.0
         # Where there is nothing else, their errors are all that can be told of.
         self.model.except_for(wanted, counted=counted or not self._free)
-        self._use(own_scales, type(self._encoder), self._encoder.config)
+        self._use(own_scales)
         self._signal = self.model.signal
 
     @property
@@ -77,13 +74,12 @@ class RatedSearch(VaeSearch):
         """
         if self._rates is None or not self._rated or not self._signal:
             return super().run(target)
-        by_tables = isinstance(self._encoder, ClassEncoder)
+        takes_any = self._encoder.takes_any
         try:
             distance, solution = self._found(self._rates, target)
         except TableTooWideError:
             distance, solution = math.inf, None
-        if solution is None or (distance > _FAR and by_tables):
-            # Tables are for sub-blocks, in which tensors of very different steps may meet.
+        if solution is None or (distance > _FAR and not takes_any):
             self._use_contexts(max(self._rates.step(index) for index in self._rated))
             self._rates.forget()
             self._alone = None
@@ -142,10 +138,7 @@ class RatedSearch(VaeSearch):
     def _prepare(self, step: float) -> None:
         """Let the way of coding suit the tensors' steps: what is too far out is kept beside the rest."""
         self._scale_at(step)
-        if isinstance(self._encoder, ContextEncoder):
-            self._set_aside(FARTHEST_STEPS * step, 0.0)
-        elif not self._within_tables(step):
-            self._use_contexts(step)
+        super()._prepare(step)
 
     def _without_others(self, rates: TensorRates) -> Solution:
         """The solution where every coded tensor has bits of its own: then there is nothing to look for."""
@@ -154,9 +147,9 @@ class RatedSearch(VaeSearch):
         self._prepare(rates.step(largest))
         try:
             solution = self._at_rates(rates, largest)
-            solution.check()
+            solution.model.check()
         except TableTooWideError:
-            if not isinstance(self._encoder, ClassEncoder):
+            if self._encoder.takes_any:
                 raise
             self._use_contexts(rates.step(largest))
             solution = self._at_rates(rates, largest)
@@ -222,7 +215,7 @@ class RatedSearch(VaeSearch):
     def _followed(self, start: Solution, step: float) -> Solution:
         """A start whose bases will be right once they are moved with the common step, as those of others are."""
         assert start.own_scales is not None
-        unit = 1 if isinstance(start.model, ContextModel) else UNITS_PER_CLASS
+        unit = start.model.base_unit
         octaves = math.log2(start.step / step)
         common = round(UNITS_PER_OCTAVE / unit * octaves)
         bases = list(start.model.scales.bases)
@@ -230,10 +223,7 @@ class RatedSearch(VaeSearch):
             before, now = (np.mean(own.exponents[index]) for own in (start.own_scales, self.own_scales))
             moved = round(UNITS_PER_OCTAVE / unit * (octaves + float(before - now) / 4))
             bases[index] += unit * (moved - common)
-        scales = replace(start.model.scales, bases=tuple(bases))
-        if isinstance(start.model, ContextModel):
-            return replace(start, model=replace(start.model, scales=scales, _cache={}))
-        return replace(start, model=replace(start.model, scales=scales))
+        return replace(start, model=start.model.with_bases(bases))
 
     def finest_step(self) -> float:
         """The least step that makes sense for the other tensors."""

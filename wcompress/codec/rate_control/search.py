@@ -16,9 +16,9 @@ from wcompress.codec.container.groups import MOST_TOGETHER
 from wcompress.codec.methods.trellis import VaeCode
 from wcompress.codec.models.class_tables.encoder import ClassEncoder
 from wcompress.codec.models.context.encoder import ContextEncoder
-from wcompress.codec.models.context.model import ContextModel
+from wcompress.codec.models.symbol_encoder import SymbolEncoder
 from wcompress.codec.options import EntropyParts
-from wcompress.codec.quantiser.sequence import CONTEXT_UNIT_BLOCKS, UNIT_BLOCKS, Sequencing, choose_layout
+from wcompress.codec.quantiser.sequence import Sequencing, choose_layout
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import N_STATES, trellis
 from wcompress.codec.quantiser.views import divided
@@ -48,7 +48,6 @@ _GROUP_STATES = {1: 1, 2: 64, 3: 64, 4: 256, 5: 1024, 6: 4096, 7: 16384, 8: 1638
 """Where a model is one group, and where it is several: those of few states cost little more, and time a lot less."""
 _MOST_SEARCHED = 1 << 30  # bytes that a search may take in each thread
 _QUICK_STATES = 64  # with fewer the search takes as long
-_FAR_STEPS, _FAR_MEANS, FARTHEST_STEPS = 500.0, 64.0, 12000.0
 _MOST_REPAIRS = 10
 _FLOOR_TOLERANCE_DB = 0.05
 
@@ -101,12 +100,13 @@ class VaeSearch:
         n_weights = sum(tensor.numel() for tensor in coded.values())
         self._parts = parts = parts or EntropyParts()
         by_context = parts.context and effort >= FIRST_CONTEXT_EFFORT
+        kind: type[SymbolEncoder] = ContextEncoder if by_context else ClassEncoder
         # Without contexts and a prior it makes no difference which weights lie side by side.
         layouts = tuple(
             choose_layout(computable(tensor).numpy(), block_size // latent_dim) if by_context else "rows"
             for tensor in coded.values()
         )
-        unit_blocks = CONTEXT_UNIT_BLOCKS if by_context else UNIT_BLOCKS
+        unit_blocks = kind.model.unit_blocks
         self.sequencing = Sequencing(
             tuple(tuple(t.shape) for t in coded.values()), layouts, block_size, latent_dim, unit_blocks
         )
@@ -137,13 +137,15 @@ class VaeSearch:
             device=device,
         )
         self._keeping: Solution | None = None  # of which it is known that it keeps the floors
-        self._use(rule.scales, ContextEncoder if by_context else ClassEncoder, config)
-
-    def _use(self, own_scales: OwnScales, kind: type[ContextEncoder | ClassEncoder], config: EncoderConfig) -> None:
-        """Quantise under these scales from now on."""
-        self.own_scales = own_scales
+        self.own_scales = rule.scales
         self._counted: tuple[Weights, npt.NDArray[np.float64]] | None = None
-        self._encoder: ContextEncoder | ClassEncoder = kind(self._scaled(), self.sequencing, config)
+        self._encoder: SymbolEncoder = kind(self._scaled(), self.sequencing, config)
+
+    def _use(self, own_scales: OwnScales, kind: type[SymbolEncoder] | None = None) -> None:
+        """Quantise under these scales from now on, by another kind of encoder if one is given."""
+        self.own_scales = own_scales
+        self._counted = None
+        self._encoder = (kind or type(self._encoder))(self._scaled(), self.sequencing, self._encoder.config)
 
     def _scaled(self) -> Weights:
         # Divided by their own scales; not a copy where there are none.
@@ -152,9 +154,8 @@ class VaeSearch:
     def code(self, solution: Solution) -> VaeCode:
         """What is stored."""
         sequencing = self.sequencing
-        unit_blocks = CONTEXT_UNIT_BLOCKS if isinstance(solution.model, ContextModel) else UNIT_BLOCKS
-        if sequencing.unit_blocks != unit_blocks:  # found before the way of coding changed
-            sequencing = replace(sequencing, unit_blocks=unit_blocks)
+        if sequencing.unit_blocks != solution.model.unit_blocks:  # found before the way of coding changed
+            sequencing = replace(sequencing, unit_blocks=solution.model.unit_blocks)
         return VaeCode(
             sequencing,
             solution.machine,
@@ -213,10 +214,10 @@ class VaeSearch:
         self._prepare(guess)
         try:
             found = self._searched(target, guess)
-            found.check()
+            found.model.check()
             return found
         except TableTooWideError:
-            if isinstance(self._encoder, ContextEncoder):
+            if self._encoder.takes_any:
                 raise
             self._use_contexts(guess)
             return self._searched(target, guess)
@@ -230,10 +231,10 @@ class VaeSearch:
         self._prepare(rate.step)
         try:
             found = self.solved(rate)
-            found.check()
+            found.model.check()
             return found
         except TableTooWideError:
-            if isinstance(self._encoder, ContextEncoder):
+            if self._encoder.takes_any:
                 raise
             self._use_contexts(rate.step)
             return self.solved(rate)
@@ -281,10 +282,8 @@ class VaeSearch:
 
     def _prepare(self, step: float) -> None:
         # What the entropy model cannot reach at such a step is set aside.
-        if isinstance(self._encoder, ClassEncoder) and not self._within_tables(step):
+        if not self._set_aside(step, type(self._encoder)) and not self._encoder.takes_any:
             self._use_contexts(step)
-        elif isinstance(self._encoder, ContextEncoder):
-            self._set_aside(FARTHEST_STEPS * step, 0.0)
 
     def _guess(self, target: Target) -> float:
         """About the step that meets a target."""
@@ -299,9 +298,9 @@ class VaeSearch:
         """Go on with the context model, which takes symbols of any size that a search tries."""
         if not self._parts.context:
             raise TableTooWideError("class tables do not reach all weights, and the context model is left out")
-        self._set_aside(FARTHEST_STEPS * step, 0.0)
-        self.sequencing = replace(self.sequencing, unit_blocks=CONTEXT_UNIT_BLOCKS)
-        self._use(self.own_scales, ContextEncoder, self._encoder.config)
+        self._set_aside(step, ContextEncoder)
+        self.sequencing = replace(self.sequencing, unit_blocks=ContextEncoder.model.unit_blocks)
+        self._use(self.own_scales, ContextEncoder)
 
     def _searched(self, target: Target, guess: float) -> Solution:
         if self._encoder.config.machine.n_states <= _QUICK_STATES:
@@ -325,7 +324,7 @@ class VaeSearch:
 
     def _use_scales(self, own_scales: OwnScales) -> None:
         if own_scales != self.own_scales:
-            self._use(own_scales, type(self._encoder), self._encoder.config)
+            self._use(own_scales)
 
     def _repaired(self, solution: Solution, target: Target, progress: Progress | None) -> Solution:
         """A solution that meets the target and keeps the floors, from one that meets the target."""
@@ -334,12 +333,11 @@ class VaeSearch:
             if not lacking:
                 break
             before = self.own_scales
-            own_scales = lowered(before, self.sequencing.shapes, lacking)
-            self._use(own_scales, type(self._encoder), self._encoder.config)
+            self._use(lowered(before, self.sequencing.shapes, lacking))
             try:
                 solution = Bisection(self, target, solution.step, solution, 1).run(progress)
             except TargetUnreachable:
-                self._use(before, type(self._encoder), self._encoder.config)
+                self._use(before)
                 break
         return solution
 
@@ -356,35 +354,27 @@ class VaeSearch:
         solution = quick._repaired(Bisection(quick, target, guess).run(progress), target, progress)
         self.was_cut = quick.was_cut
         if quick.own_scales != self.own_scales:
-            self._use(quick.own_scales, type(self._encoder), self._encoder.config)
+            self._use(quick.own_scales)
         return solution
 
-    def _within_tables(self, step: float) -> bool:
-        """Whether class tables, of 2047 magnitudes at most, reach all weights, once a few far ones are set aside."""
-        return self._set_aside(_FAR_STEPS * step, _FAR_MEANS)
-
-    def _set_aside(self, limit: float, n_means: float) -> bool:
-        """Keep the few weights exactly that are beyond a limit and so many times their tensor's mean.
-
-        Args:
-            limit: of magnitudes divided by their own scales.
-            n_means: likewise of a tensor's mean magnitude.
+    def _set_aside(self, step: float, kind: type[SymbolEncoder]) -> bool:
+        """Keep the few weights exactly that are beyond an encoder's reach at a step.
 
         Returns:
-            Whether none is left.
+            Whether none is left; nothing is set aside where they are more than a few.
         """
-        weights, far = self._encoder.weights, []
+        limit, weights, far = kind.far_steps * step, self._encoder.weights, []
         for span, largest in zip(self.model.spans, self._encoder.farthest, strict=True):
             if largest > limit:
                 some = np.abs(weights[span])
-                beyond = max(limit, n_means * float(some.mean(dtype=np.float64)))
+                beyond = max(limit, kind.far_means * float(some.mean(dtype=np.float64)))
                 far.append(np.flatnonzero(some > beyond) + span.start)
         places = np.concatenate(far) if far else np.zeros(0, np.int64)
         if len(places) > _MOST_ASIDE * len(weights):
             return False
         if len(places):
             self.model.set_aside(places)
-            self._use(self.own_scales, type(self._encoder), self._encoder.config)
+            self._use(self.own_scales)
         return True
 
     def measure(self, solution: Solution, target: Target) -> float:
@@ -411,10 +401,10 @@ class VaeSearch:
     @property
     def is_trained(self) -> bool:
         """Whether `refit` trains a model, which takes long."""
-        return isinstance(self._encoder, ContextEncoder)
+        return self._encoder.is_trained
 
     def refit(self, solution: Solution) -> Solution:
         """The same symbols under a model trained on them."""
-        if not isinstance(self._encoder, ContextEncoder):
+        if not self.is_trained:
             return solution
         return replace(self._encoder.refit(solution), own_scales=self.own_scales)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.codec.models.class_tables.model import ClassModel
-from wcompress.codec.models.context.model import ContextModel, Description
+from wcompress.codec.models.context.model import Description
+from wcompress.codec.models.entropy_model import EntropyModel
 from wcompress.codec.quantiser.reconstruction import LEVEL_UNITS, N_RATIOS, Levels
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import Trellis
@@ -80,7 +80,7 @@ class Solution:
 
     step: float
     machine: Trellis
-    model: ClassModel | ContextModel
+    model: EntropyModel
     levels: Levels
     symbols: Ints
     ratios: Signs | None
@@ -96,15 +96,6 @@ class Solution:
         if self.own_scales is not None:
             self.own_scales.write(tables)
         return tables.n_bits + decoder.n_bits + 8 * len(latents)
-
-    def check(self) -> None:
-        """Say that a reader takes the model.
-
-        Raises:
-            TableTooWideError: one of its tables has too many magnitudes.
-        """
-        if isinstance(self.model, ClassModel):
-            self.model.tables.check()
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.codec.models.class_tables.rates import parametric_rates, table_rates
-from wcompress.codec.models.context.model import ContextModel
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.step_scales import FIRST, SECOND, WHOLE, OwnScales, n_exponents
-from wcompress.codec.quantiser.trellis import quantisers
 from wcompress.codec.rate_control.solution import Solution
-from wcompress.threads import in_threads
 
 Weights = npt.NDArray[np.floating]
 
@@ -145,42 +140,5 @@ def tensor_bits(solution: Solution, sequencing: Sequencing, indices: Sequence[in
         indices: of the tensors.
     """
     sizes = np.diff(sequencing.starts)
-    if isinstance(solution.model, ContextModel):
-        ends = sorted({end for index in indices for end in (index, index + 1)})
-        totals = dict(zip(ends, in_threads(lambda n: _bits_before(solution, sequencing, n), ends), strict=True))
-        bits = {index: float(totals[index + 1] - totals[index]) for index in indices}
-    else:
-        bits = _by_tables(solution, sequencing, indices)
+    bits = solution.model.tensor_bits(solution.symbols, sequencing, solution.machine, indices)
     return {index: bits[index] / max(1, int(sizes[index])) for index in indices}
-
-
-def _bits_before(solution: Solution, sequencing: Sequencing, n_tensors: int) -> int:
-    """What the symbols of the first tensors take: they are coded as they are in the whole."""
-    if not n_tensors or not sequencing.starts[n_tensors]:
-        return 0
-    model = solution.model
-    assert isinstance(model, ContextModel)
-    part = replace(sequencing, shapes=sequencing.shapes[:n_tensors], layouts=sequencing.layouts[:n_tensors])
-    some = replace(
-        model,
-        scales=replace(model.scales, bases=model.scales.bases[:n_tensors]),
-        taps=model.taps[:n_tensors],
-        lags=model.lags[:n_tensors],
-    )
-    return 8 * len(some.encode(solution.symbols[: part.n_weights], part, solution.machine))
-
-
-def _by_tables(solution: Solution, sequencing: Sequencing, indices: Sequence[int]) -> dict[int, float]:
-    model, machine = solution.model, solution.machine
-    assert not isinstance(model, ContextModel)
-    which = quantisers(solution.symbols, sequencing.unit_starts, machine)
-    limit = max(1, int(np.abs(solution.symbols).max(initial=0)))
-    rates = table_rates(model.tables, parametric_rates(machine, limit))
-    classes = model.scales.classes(sequencing.tensor_of_sub)
-    found = {}
-    for index in indices:
-        start, end = (int(v) for v in sequencing.starts[index : index + 2])
-        of = classes[np.arange(start, end) >> sequencing.sub_shift]
-        bits = rates[of, which[start:end], solution.symbols[start:end] + limit]
-        found[index] = float(bits.sum(dtype=np.float64))
-    return found

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from wcompress.codec.models.class_tables.model import ClassModel
 from wcompress.codec.models.class_tables.rates import parametric_rates, table_rates
 from wcompress.codec.models.class_tables.tables import LOW_BITS, count_symbols, fit_tables, symbol_bits
+from wcompress.codec.models.entropy_model import EntropyModel
 from wcompress.codec.models.scale_prior import ScaleModel, fit_latent_table
 from wcompress.codec.quantiser.reconstruction import Levels
 from wcompress.codec.quantiser.scalar import quantise, sum_and_farthest
@@ -68,13 +70,18 @@ def magnitudes(weights: npt.NDArray[np.floating], sequencing: Sequencing) -> lis
 
 
 class ClassEncoder:
-    """Looks for the cheapest way to store one sequence of weights at a given step under class tables.
+    """A `SymbolEncoder` under class tables.
 
     Args:
-        weights: float32 or float64 `[n]`, already divided by their tensors' own scales.
-        sequencing: where tensors, blocks and units lie.
-        config: how hard to look.
+        weights, sequencing, config: see there.
     """
+
+    model: ClassVar[type[EntropyModel]] = ClassModel
+    # Tables have 2047 magnitudes at most, and are for sub-blocks, in which tensors of very different steps may meet.
+    takes_any: ClassVar[bool] = False
+    far_steps: ClassVar[float] = 500.0
+    far_means: ClassVar[float] = 64.0
+    is_trained: ClassVar[bool] = False
 
     def __init__(self, weights: npt.NDArray[np.floating], sequencing: Sequencing, config: EncoderConfig) -> None:
         self.weights = weights
@@ -109,12 +116,12 @@ class ClassEncoder:
         levels = Levels()
         fallback = rates = parametric_rates(config.machine, x.symbol_limit(config.machine))
         if start is not None:
-            assert isinstance(start.model, ClassModel)
-            scales, levels = start.model.scales, start.levels
+            model = _kept(start)
+            scales, levels = model.scales, start.levels
             # Within a class's width the classes stay, and tables follow: the size then has no jumps in the step.
             moved = UNITS_PER_CLASS * round(UNITS_PER_OCTAVE / UNITS_PER_CLASS * math.log2(start.step / step))
             scales = replace(scales, bases=tuple(base + moved for base in scales.bases))
-            rates = table_rates(start.model.tables, fallback)
+            rates = table_rates(model.tables, fallback)
         solution = None
         n_passes = config.first_passes if start is None else config.passes
         for number in range(n_passes):
@@ -129,9 +136,12 @@ class ClassEncoder:
             every = 1 if number == n_passes - 1 or config.use_prior else len(x) // _LEAST_LOOKED_AT
             solution = self._pass(x, scales, levels, rates, multiplier, max(1, min(every, _MOST_APART)))
             levels = solution.levels
-            assert isinstance(solution.model, ClassModel)
-            rates = table_rates(solution.model.tables, fallback)
+            rates = table_rates(_kept(solution).tables, fallback)
         assert solution is not None
+        return solution
+
+    def refit(self, solution: Solution) -> Solution:
+        """As it is: tables and prior follow the symbols in each pass."""
         return solution
 
     def _pass(
@@ -224,6 +234,11 @@ class ClassEncoder:
         latent_bytes = scales.write(writer)
         stored = writer.n_bits + 8 * len(latent_bytes)
         return float(costs[np.arange(len(chosen)), chosen].sum()) + stored * len(blocks) / sequencing.n_blocks
+
+
+def _kept(solution: Solution) -> ClassModel:
+    assert isinstance(solution.model, ClassModel)
+    return solution.model
 
 
 def refine_latents(

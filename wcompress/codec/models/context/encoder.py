@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from wcompress.codec.models.context.model import N_SETS, ContextModel, Descripti
 from wcompress.codec.models.context.neighbours import find_lags, fit_taps
 from wcompress.codec.models.context.prior_trial import NEUTRAL, class_costs, would_pay
 from wcompress.codec.models.context.rates import RateClasses
+from wcompress.codec.models.entropy_model import EntropyModel
 from wcompress.codec.models.scale_prior import ScaleModel
 from wcompress.codec.quantiser.reconstruction import LEVEL_UNITS, Levels
 from wcompress.codec.quantiser.sequence import Sequencing
@@ -35,13 +37,17 @@ _NOTHING = np.zeros((0, 0), np.int16)
 
 
 class ContextEncoder:
-    """Looks for the cheapest way to store one sequence of weights at a given step.
+    """A `SymbolEncoder` under the context model.
 
     Args:
-        weights: of any float dtype `[n]`, already divided by their tensors' own scales.
-        sequencing: where tensors, blocks and units lie.
-        config: how hard to look.
+        weights, sequencing, config: see there.
     """
+
+    model: ClassVar[type[EntropyModel]] = ContextModel
+    takes_any: ClassVar[bool] = True
+    far_steps: ClassVar[float] = 12000.0
+    far_means: ClassVar[float] = 0.0
+    is_trained: ClassVar[bool] = True
 
     def __init__(self, weights: npt.NDArray[np.floating], sequencing: Sequencing, config: EncoderConfig) -> None:
         self.weights = weights.astype(np.float64, copy=False)

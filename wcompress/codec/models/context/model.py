@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.codec.models.class_tables.model import UseUnit
+from wcompress.codec.models.entropy_model import Symbols, UseUnit
 from wcompress.codec.models.scale_prior import ScaleModel
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.trellis import Trellis
@@ -26,7 +27,6 @@ from wcompress.threads import in_threads
 from wcompress.wire import ByteCursor, encode_varint
 
 Ints = npt.NDArray[np.int64]
-Symbols = npt.NDArray[np.int32]
 
 N_SETS = (1, 2, 5)
 """How many sets of probabilities can be mixed. Literal, append-only."""
@@ -103,7 +103,7 @@ class Description:
 
 @dataclass(frozen=True)
 class ContextModel:
-    """The model.
+    """The model, an `EntropyModel`.
 
     Attributes:
         scales: base of each tensor, and the VAE prior where there is one.
@@ -112,6 +112,11 @@ class ContextModel:
         lags: a distance of each tensor at which weights are alike, 0 for none.
         n_sets: sets of probabilities that are mixed.
     """
+
+    code: ClassVar[int] = 1
+    unit_blocks: ClassVar[int] = 4  # part of the format
+    expects_signs: ClassVar[bool] = True
+    base_unit: ClassVar[int] = 1
 
     scales: ScaleModel
     network: ScaleNetwork
@@ -128,8 +133,14 @@ class ContextModel:
     def moved(self, n_eighths: int) -> ContextModel:
         """The same for a step that is so many eighths of an octave smaller."""
         low, high = BASE_RANGE
-        bases = tuple(max(low, min(high, base + n_eighths)) for base in self.scales.bases)
-        return replace(self, scales=replace(self.scales, bases=bases), _cache={})
+        return self.with_bases([max(low, min(high, base + n_eighths)) for base in self.scales.bases])
+
+    def with_bases(self, bases: Sequence[int]) -> ContextModel:
+        """The same with other base scales, one for each tensor."""
+        return replace(self, scales=replace(self.scales, bases=tuple(bases)), _cache={})
+
+    def check(self) -> None:
+        """A reader takes any such model."""
 
     def write(self, tables: BitWriter, decoder: BitWriter) -> bytes:
         """Taps and lags go to `tables`, scales and network to `decoder`; the latents' stream is returned."""
@@ -144,6 +155,15 @@ class ContextModel:
         latents = self.scales.write(decoder)
         self.network.write(decoder)
         return latents
+
+    @classmethod
+    def check_length(cls, sequencing: Sequencing, n_bytes: int) -> None:
+        """Say that so many bytes can hold the symbols.
+
+        Raises:
+            ArchiveError: they cannot.
+        """
+        check_length(sequencing.n_weights, n_bytes + 4 * (len(stream_starts(sequencing)) - 1))
 
     @classmethod
     def read(cls, tables: BitReader, decoder: BitReader, latents: bytes, sequencing: Sequencing) -> ContextModel:
@@ -220,6 +240,28 @@ class ContextModel:
         for unit in units:
             span = slice(int(sequencing.unit_starts[unit]), int(sequencing.unit_starts[unit + 1]))
             use(unit, symbols[span], out.ratios[span])
+
+    def tensor_bits(
+        self, symbols: Symbols, sequencing: Sequencing, machine: Trellis, indices: Sequence[int]
+    ) -> dict[int, float]:
+        """What some tensors add to the bytes of those before them, bits by index of the tensor."""
+
+        def bits_before(n_tensors: int) -> int:
+            # They are coded as they are in the whole.
+            if not n_tensors or not sequencing.starts[n_tensors]:
+                return 0
+            part = replace(sequencing, shapes=sequencing.shapes[:n_tensors], layouts=sequencing.layouts[:n_tensors])
+            some = replace(
+                self,
+                scales=replace(self.scales, bases=self.scales.bases[:n_tensors]),
+                taps=self.taps[:n_tensors],
+                lags=self.lags[:n_tensors],
+            )
+            return 8 * len(some.encode(symbols[: part.n_weights], part, machine))
+
+        ends = sorted({end for index in indices for end in (index, index + 1)})
+        totals = dict(zip(ends, in_threads(bits_before, ends), strict=True))
+        return {index: float(totals[index + 1] - totals[index]) for index in indices}
 
     def _run(
         self,
