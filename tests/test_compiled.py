@@ -173,8 +173,8 @@ def test_an_installation_that_cannot_be_written_to_works(tmp_path: Path, blocked
         f"{BLOCKED[blocked]}"
         "import wcompress, wcompress.codec.quantiser.viterbi\n"
         "assert Path(wcompress.__file__).parent == package\n"
-        "from wcompress.entropy.context import _sign\n"
-        "assert _sign(-3) == -1\n"
+        "from wcompress.entropy.context.arithmetic import sign\n"
+        "assert sign(-3) == -1\n"
     )
     environment = {
         name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")

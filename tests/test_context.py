@@ -18,10 +18,9 @@ from wcompress.codec.models.scale_prior import ScaleModel
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.trellis import Trellis, trellis
 from wcompress.codec.rate_control.solution import EncoderConfig
-from wcompress.entropy import context
 from wcompress.entropy.bits import BitReader, BitWriter
-from wcompress.entropy.context import N_TAPS
-from wcompress.entropy.workspace import N_FEATURES
+from wcompress.entropy.context.state import N_FEATURES
+from wcompress.entropy.context.tables import MAX_SYMBOL, N_TAPS, SQUASH, STRETCH
 from wcompress.errors import ArchiveError
 from wcompress.vae import prior_training
 from wcompress.vae.prior import N_CLASSES, PriorDecoder
@@ -114,7 +113,7 @@ def test_noise_is_refused_or_decoded_to_something_in_range() -> None:
             decoded = decode(model, noise, machine, range(n_units))
         except ArchiveError:
             continue
-        assert max(np.abs(part).max() for part, _ in decoded) <= context.MAX_SYMBOL
+        assert max(np.abs(part).max() for part, _ in decoded) <= MAX_SYMBOL
 
 
 def test_tables_do_not_depend_on_the_math_library() -> None:
@@ -123,10 +122,10 @@ def test_tables_do_not_depend_on_the_math_library() -> None:
     assert min(abs(value % 1 - 0.5) for value in exact) > 1e-6
     logs = [16 * math.log2(1 + (i + 0.5) / 256) for i in range(256)]
     assert min(min(value % 1, 1 - value % 1) for value in logs) > 1e-6
-    assert context.SQUASH.tolist() == [round(value) for value in exact]
-    assert context.SQUASH[2047] == 32768
-    assert np.all(np.diff(context.STRETCH) >= 0)
-    assert np.abs(context.SQUASH[context.STRETCH + 2047] - (16 * np.arange(4096) + 8))[40:-40].max() < 80
+    assert SQUASH.tolist() == [round(value) for value in exact]
+    assert SQUASH[2047] == 32768
+    assert np.all(np.diff(STRETCH) >= 0)
+    assert np.abs(SQUASH[STRETCH + 2047] - (16 * np.arange(4096) + 8))[40:-40].max() < 80
 
 
 def test_named_classes_save_where_scales_differ() -> None:

@@ -25,7 +25,7 @@ from wcompress.codec.quantiser.trellis import quantisers
 from wcompress.codec.quantiser.viterbi import search
 from wcompress.codec.rate_control.solution import EncoderConfig, InSteps, Moments, Solution, with_energy, with_shifts
 from wcompress.entropy.bits import BitWriter
-from wcompress.entropy.context import LOWEST
+from wcompress.entropy.context.tables import LOWEST
 from wcompress.vae.prior import LOWEST_SCALE, N_CLASSES, UNITS_PER_CLASS, UNITS_PER_OCTAVE
 
 Floats = npt.NDArray[np.float64]

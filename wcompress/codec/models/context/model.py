@@ -18,10 +18,10 @@ from wcompress.codec.models.entropy_model import Symbols, UseUnit
 from wcompress.codec.models.scale_prior import ScaleModel
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.trellis import Trellis
-from wcompress.entropy import context
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
-from wcompress.entropy.context import N_TAPS
-from wcompress.entropy.workspace import N_FEATURES, workspace
+from wcompress.entropy.context.state import N_FEATURES, workspace
+from wcompress.entropy.context.tables import LOG, N_TAPS, RATES, SQUASH, STRETCH
+from wcompress.entropy.context.unit import run_unit
 from wcompress.errors import ArchiveError
 from wcompress.threads import in_threads
 from wcompress.wire import ByteCursor, encode_varint
@@ -279,7 +279,7 @@ class ContextModel:
         out = describe or empty
         n_sets = self.n_sets if describe is None or decode else 0
         return int(
-            context.run_unit(
+            run_unit(
                 first,
                 last,
                 int(np.searchsorted(sequencing.starts, first, side="right")) - 1,
@@ -299,10 +299,10 @@ class ContextModel:
                 self.network.weights_out,
                 self.taps,
                 n_sets,
-                context.SQUASH,
-                context.STRETCH,
-                context.LOG,
-                context.RATES,
+                SQUASH,
+                STRETCH,
+                LOG,
+                RATES,
                 buffer,
                 len(buffer),
                 workspace(last - first, int(sequencing.columns.max()), n_sets),

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.quantiser.sequence import Sequencing
-from wcompress.entropy.context import N_TAPS
+from wcompress.entropy.context.tables import N_TAPS
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]

@@ -19,7 +19,7 @@ from wcompress.codec.models.context.model import ContextModel, ScaleNetwork, str
 from wcompress.codec.models.scale_prior import ScaleModel
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.trellis import Trellis
-from wcompress.entropy.workspace import PRIOR_FEATURE
+from wcompress.entropy.context.state import PRIOR_FEATURE
 from wcompress.vae.prior import KERNEL, N_CLASSES, PriorDecoder
 
 Singles = npt.NDArray[np.float32]

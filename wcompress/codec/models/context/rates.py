@@ -10,8 +10,8 @@ import numpy.typing as npt
 from wcompress.codec.models.class_tables.rates import magnitudes_guessed
 from wcompress.codec.models.context.model import Description
 from wcompress.codec.quantiser.trellis import Trellis
-from wcompress.entropy.context import LOWEST
-from wcompress.entropy.workspace import UNITS_PER_OCTAVE
+from wcompress.entropy.context.state import UNITS_PER_OCTAVE
+from wcompress.entropy.context.tables import LOWEST
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]

@@ -1,125 +1,26 @@
-"""Symbols of trellis-quantised weights ↔ bytes, each under a distribution that follows from the symbols before it.
-
-A weight's scale is told by the weights around it, its row, its column and the VAE prior, through a small network; its
-sign, where layers look at images or sound, by its neighbours. Both pick adaptive binary probabilities, several sets of
-which are mixed. Everything is integer arithmetic, so a decoder on any machine follows the encoder step by step.
-
-Source: autoregressive hyperpriors (Minnen et al., "Joint autoregressive and hierarchical priors", arXiv 1809.02736);
-logistic mixing and adaptive states (Mahoney, "Data Compression Explained", chapter 4).
-"""
+"""Coding a unit of the sequence, or decoding it: one function, so that the two cannot drift apart."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import numpy.typing as npt
 
 from wcompress.compiled import compiled
 from wcompress.entropy.binary import POSITION, code_bit, code_bits, code_exp_golomb, finish, start
-from wcompress.entropy.workspace import (
+from wcompress.entropy.context.arithmetic import log2, mean_log, sign
+from wcompress.entropy.context.mixing import first_guess, learn
+from wcompress.entropy.context.state import (
     N_BINS,
     N_FEATURES,
     N_SCALES,
     PROBABILITY_BITS,
     UNITS_PER_OCTAVE,
-    Counts,
     Workspace,
 )
+from wcompress.entropy.context.tables import FRACTION, LIMITS, LOWEST, MAX_SYMBOL, MAX_TENSORS, N_TAPS
 
 Ints = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]
-
-N_TAPS = 8
-"""Neighbours that predict a sign: two before, two above, above before and after, two a lag away."""
-
-LOWEST = -6 * UNITS_PER_OCTAVE
-MAX_SYMBOL = 1 << 18
-_MAX_TENSORS = 32
-_LIMITS = (255, 1023)
-_FRACTION = 12  # bits after the point of running means
-
-
-def _squash_table() -> npt.NDArray[np.int64]:
-    # 65536 / (1 + e^(−x/256)), x = −2047 … 2047. No value is near a tie, see the test, so any libm gives these.
-    return np.array([round(65536 / (1 + math.exp(-x / 256))) for x in range(-2047, 2048)], np.int64)
-
-
-def _stretch_table(squash: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    # The inverse: of a probability's upper 12 bits, the first x that reaches its middle.
-    return np.searchsorted(squash, 16 * np.arange(4096) + 8).clip(0, 4094).astype(np.int64) - 2047
-
-
-def _log_table() -> npt.NDArray[np.int64]:
-    # floor(16 · log2(1 + (i + ½)/256)), which is exact: the values are irrational and far from whole.
-    return np.array([math.floor(16 * math.log2(1 + (i + 0.5) / 256)) for i in range(256)], np.int64)
-
-
-SQUASH = _squash_table()
-STRETCH = _stretch_table(SQUASH)
-LOG = _log_table()
-RATES = np.array([655360 // (10 * n + 16) for n in range(_LIMITS[1] + 1)], np.int64)
-"""65536 / (n + 1.6): how far a probability moves after n symbols."""
-
-
-@compiled()
-def _log2(x: int, log: Ints) -> int:
-    # 16 · log2(x) for x ≥ 1, rounded down
-    bits = 0
-    y = x
-    if y >= 1 << 32:
-        y >>= 32
-        bits += 32
-    if y >= 1 << 16:
-        y >>= 16
-        bits += 16
-    if y >= 1 << 8:
-        y >>= 8
-        bits += 8
-    if y >= 1 << 4:
-        y >>= 4
-        bits += 4
-    if y >= 1 << 2:
-        y >>= 2
-        bits += 2
-    if y >= 2:
-        bits += 1
-    mantissa = (x << (8 - bits) if bits <= 8 else x >> (bits - 8)) & 255
-    return int(16 * bits + log[mantissa])
-
-
-@compiled()
-def _mean_log(total: int, count: int, log: Ints) -> int:
-    # 16 · log2(total / count + 0.08), both with 12 bits after the point
-    return _log2(total + ((328 * count) >> 12) + 1, log) - _log2(count, log)
-
-
-@compiled()
-def _sign(x: int) -> int:
-    return 1 if x > 0 else (-1 if x < 0 else 0)
-
-
-@compiled()
-def _learn(p: Ints, counts: Counts, index: int, bit: bool, rates: Ints, limit: int | np.int64) -> None:
-    count = counts[index]
-    target = (1 << PROBABILITY_BITS) - 1 if bit else 0
-    p[index] += ((target - p[index]) * rates[count]) >> 16
-    if count < limit:
-        counts[index] = count + 1
-
-
-@compiled()
-def _first_guess(p: Ints, counts: Counts, ratio: int, at: int, shape: int, squash: Ints) -> int:
-    # Of a probability never used: what a scale nearby has learnt, or the same scale unexpected, or a logistic function.
-    row = ratio * N_SCALES
-    for distance in range(1, 9):
-        if at >= distance and counts[row + at - distance] > 1:
-            return int(p[row + at - distance])
-        if at + distance < N_SCALES and counts[row + at + distance] > 1:
-            return int(p[row + at + distance])
-    if counts[at] > 1:
-        return int(p[at])
-    return int(squash[min(max(2047 + 11 * shape, 0), 4094)] << 6)
 
 
 @compiled()
@@ -172,7 +73,7 @@ def run_unit(
         weights_in: `[n_hidden, N_FEATURES + 1]`, as `linear`; weights_out: `[n_hidden]`, in units of 1/32.
         taps: `[n_tensors, N_TAPS]`, in units of 1/64.
         n_sets: sets of probabilities to mix, 1 to 5; 0 to code nothing.
-        squash, stretch, log, rates: this module's tables.
+        squash, stretch, log, rates: see `tables`.
         buffer: bytes written, or read.
         n_bytes: how many of them there are.
         work: of this unit, fresh.
@@ -185,10 +86,10 @@ def run_unit(
     """
     n_hidden = len(weights_out)
     spacing = 2 if len(next_state) > 1 else 1
-    one = 1 << _FRACTION
+    one = 1 << FRACTION
     # Alone a probability has to be accurate, mixed it has to follow. No literals, of which each would compile anew.
-    quick = np.int64(_LIMITS[0])
-    limit = quick if n_sets > 1 else np.int64(_LIMITS[1])
+    quick = np.int64(LIMITS[0])
+    limit = quick if n_sets > 1 else np.int64(LIMITS[1])
     p_scale, c_scale, p_more, c_more, p_sign, c_sign = work[:6]
     mix, mix_sign, slow, n_slow, fast, n_fast, by_lag, n_by_lag = work[6:14]
     values, x, logit, at, sign_at, flip, coder = work[14:]
@@ -201,13 +102,13 @@ def run_unit(
         n_columns, lag = columns[tensor], lags[tensor]
         edge = max(begin - first, 0)
         base = bases[tensor]
-        base_log = _mean_log(base, one, log)
+        base_log = mean_log(base, one, log)
         n_lag = lag if 0 < lag < n_columns else 1
         for c in range(n_columns):
             slow[c], n_slow[c], fast[c], n_fast[c], by_lag[c], n_by_lag[c] = 0, 0, 0, 0, 0, 0
         row, n_row, row_before = 0, 0, base
         column = (i - begin) % n_columns
-        tensor_at = min(tensor, _MAX_TENSORS - 1)
+        tensor_at = min(tensor, MAX_TENSORS - 1)
         has_taps = False
         for t in range(N_TAPS):
             has_taps = has_taps or taps[tensor, t] != 0
@@ -217,7 +118,7 @@ def run_unit(
                 trellis_unit += 1
             if column == n_columns:
                 column = 0
-                row_before = ((row + 4 * base) << _FRACTION) // (n_row + 4 * one)
+                row_before = ((row + 4 * base) << FRACTION) // (n_row + 4 * one)
                 row, n_row = 0, 0
             j = i - first
             # Neighbours, and whether they are there.
@@ -237,32 +138,32 @@ def run_unit(
             v_lag_1 = values[j - lag] if lag_1 else 0
             v_lag_2 = values[j - 2 * lag] if lag_2 else 0
             # Logarithms of mean magnitudes, drawn towards the tensor's where little has been seen.
-            m_1 = abs(v_1) << _FRACTION if has_1 else base
-            m_2 = abs(v_2) << _FRACTION if has_2 else base
-            m_3 = abs(values[j - 3]) << _FRACTION if has_3 else base
-            m_4 = abs(values[j - 4]) << _FRACTION if has_4 else base
-            m_up_1 = abs(v_up_1) << _FRACTION if up_1 else base
-            m_up_2 = abs(v_up_2) << _FRACTION if up_2 else base
-            m_up_left = abs(v_up_left) << _FRACTION if up_left else base
-            m_up_right = abs(v_up_right) << _FRACTION if up_right else base
-            m_lag_1 = abs(v_lag_1) << _FRACTION if lag_1 else base
-            m_lag_2 = abs(v_lag_2) << _FRACTION if lag_2 else base
-            x[0] = _mean_log(slow[column] + 2 * base, n_slow[column] + 2 * one, log) - base_log
-            x[1] = _mean_log(fast[column] + 2 * base, n_fast[column] + 2 * one, log) - base_log
-            x[2] = _mean_log(row + 4 * base, n_row + 4 * one, log) - base_log
-            x[3] = _mean_log(4 * m_1 + 3 * m_2 + 2 * m_3 + m_4 + 2 * base, 12 * one, log) - base_log
-            x[4] = _mean_log(4 * m_up_1 + 2 * (m_up_2 + m_up_left + m_up_right + base), 12 * one, log) - base_log
-            x[5] = _mean_log(2 * m_lag_1 + m_lag_2 + base, 4 * one, log) - base_log
+            m_1 = abs(v_1) << FRACTION if has_1 else base
+            m_2 = abs(v_2) << FRACTION if has_2 else base
+            m_3 = abs(values[j - 3]) << FRACTION if has_3 else base
+            m_4 = abs(values[j - 4]) << FRACTION if has_4 else base
+            m_up_1 = abs(v_up_1) << FRACTION if up_1 else base
+            m_up_2 = abs(v_up_2) << FRACTION if up_2 else base
+            m_up_left = abs(v_up_left) << FRACTION if up_left else base
+            m_up_right = abs(v_up_right) << FRACTION if up_right else base
+            m_lag_1 = abs(v_lag_1) << FRACTION if lag_1 else base
+            m_lag_2 = abs(v_lag_2) << FRACTION if lag_2 else base
+            x[0] = mean_log(slow[column] + 2 * base, n_slow[column] + 2 * one, log) - base_log
+            x[1] = mean_log(fast[column] + 2 * base, n_fast[column] + 2 * one, log) - base_log
+            x[2] = mean_log(row + 4 * base, n_row + 4 * one, log) - base_log
+            x[3] = mean_log(4 * m_1 + 3 * m_2 + 2 * m_3 + m_4 + 2 * base, 12 * one, log) - base_log
+            x[4] = mean_log(4 * m_up_1 + 2 * (m_up_2 + m_up_left + m_up_right + base), 12 * one, log) - base_log
+            x[5] = mean_log(2 * m_lag_1 + m_lag_2 + base, 4 * one, log) - base_log
             slot = column % n_lag
             x[6] = 0
             if n_lag > 1:
-                x[6] = _mean_log(by_lag[slot] + 4 * base, n_by_lag[slot] + 4 * one, log) - base_log
-            x[7] = _mean_log(row_before, one, log) - base_log
+                x[6] = mean_log(by_lag[slot] + 4 * base, n_by_lag[slot] + 4 * one, log) - base_log
+            x[7] = mean_log(row_before, one, log) - base_log
             wide, n_wide = 2 * base, 2 * one
             for c in range(max(0, column - 3), min(n_columns, column + 4)):
                 wide += slow[c]
                 n_wide += n_slow[c]
-            x[8] = _mean_log(wide, n_wide, log) - base_log
+            x[8] = mean_log(wide, n_wide, log) - base_log
             x[9] = latent_scales[i >> sub_shift] if len(latent_scales) else 0
             for f in range(N_FEATURES if len(features_out) else 0):
                 features_out[i, f] = x[f]
@@ -288,11 +189,11 @@ def run_unit(
                     + taps[tensor, 6] * v_lag_1
                     + taps[tensor, 7] * v_lag_2
                 )
-            side = _sign(expected)
+            side = sign(expected)
             ratio = 0
             if side != 0:
                 # From a quarter of the scale on, in half octaves.
-                relative = _log2(abs(expected), log) - 6 * UNITS_PER_OCTAVE - max(scale, LOWEST)
+                relative = log2(abs(expected), log) - 6 * UNITS_PER_OCTAVE - max(scale, LOWEST)
                 ratio = min(max((relative + 36) >> 3, 0), 7)
             if len(scales_out):
                 scales_out[i] = scale_at
@@ -321,7 +222,7 @@ def run_unit(
                         ratio_at = 8 + ratio
                     at[0] = ratio_at * N_SCALES + scale_at
                     if c_scale[slot_at, at[0]] == 0:
-                        guess = _first_guess(p_scale[slot_at], c_scale[slot_at], ratio_at, scale_at, shape, squash)
+                        guess = first_guess(p_scale[slot_at], c_scale[slot_at], ratio_at, scale_at, shape, squash)
                         p_scale[slot_at, at[0]] = guess
                         c_scale[slot_at, at[0]] = 1
                     probability = p_scale[slot_at, at[0]] >> (PROBABILITY_BITS - 16)
@@ -342,8 +243,8 @@ def run_unit(
                         for s in range(n_sets):
                             mix[slot_at, s] += (logit[s] * error + 8192) >> 14
                         for s in range(1, n_sets):
-                            _learn(p_more[slot_more + s], c_more[slot_more + s], at[s], bit, rates, quick)
-                    _learn(p_scale[slot_at], c_scale[slot_at], at[0], bit, rates, limit)
+                            learn(p_more[slot_more + s], c_more[slot_more + s], at[s], bit, rates, quick)
+                    learn(p_scale[slot_at], c_scale[slot_at], at[0], bit, rates, limit)
                     if not bit:
                         break
                     b += 1
@@ -352,9 +253,9 @@ def run_unit(
                     # The sign, as soon as there is one.
                     probability = 32768
                     if has_taps:
-                        pair = 3 * _sign(v_1) + _sign(v_2)
-                        up_pair = 3 * _sign(v_up_1) + _sign(v_up_2)
-                        lag_pair = 3 * _sign(v_lag_1) + _sign(v_lag_2)
+                        pair = 3 * sign(v_1) + sign(v_2)
+                        up_pair = 3 * sign(v_up_1) + sign(v_up_2)
+                        lag_pair = 3 * sign(v_lag_1) + sign(v_lag_2)
                         sign_at[0], flip[0] = ratio * 32 + (scale_at >> 3), side < 0
                         sign_at[1], flip[1] = tensor_at * 8 + abs(pair), pair < 0
                         sign_at[2], flip[2] = tensor_at * 8 + abs(up_pair), up_pair < 0
@@ -373,7 +274,7 @@ def run_unit(
                         error = (65536 if positive else 0) - probability
                         for s in range(4):
                             mix_sign[s] += (logit[s] * error + 8192) >> 14
-                            _learn(p_sign[s], c_sign[s], sign_at[s], positive != flip[s], rates, quick)
+                            learn(p_sign[s], c_sign[s], sign_at[s], positive != flip[s], rates, quick)
                 if b == N_BINS - 1:
                     b += code_exp_golomb(coder, decode, magnitude - b + 1, buffer) - 1
                 rest = code_bits(coder, decode, k - (head << n_low) + rounding, n_low, buffer)
@@ -385,7 +286,7 @@ def run_unit(
             nominal = spacing * abs(k) - (1 if quantiser == 1 and k != 0 else 0)
             values[j] = nominal if k > 0 else -nominal
             state = next_state[state, k & 1]
-            m = nominal << _FRACTION
+            m = nominal << FRACTION
             row += m - (row >> 6)
             n_row += one - (n_row >> 6)
             slow[column] += m - (slow[column] >> 6)
