@@ -7,9 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
+from wcompress.codec.quantiser.branches import BranchTables
+from wcompress.codec.quantiser.lanes import LANES, search_units
 from wcompress.codec.quantiser.reconstruction import Levels
 from wcompress.codec.quantiser.trellis import N_STATES, group, interleave, quantisers, trellis
-from wcompress.codec.quantiser.viterbi import search
+from wcompress.codec.quantiser.viterbi import branches, search, search_unit
 from wcompress.errors import ArchiveError
 
 UNITS = np.array([0, 40, 100], np.int64)
@@ -114,3 +116,30 @@ def test_units_start_anew() -> None:
     whole = quantisers(symbols, UNITS, machine)
     second = quantisers(symbols[40:], np.array([0, 60], np.int64), machine)
     assert np.array_equal(whole[40:], second)
+
+
+@pytest.mark.parametrize("n_states", [8, 16, 64, 256])
+def test_units_searched_together_are_what_each_is_alone(n_states: int) -> None:
+    """Of unequal lengths, more than there are lanes, of several classes, with shifts and with weights out of reach."""
+    rng = np.random.default_rng(n_states)
+    lengths = rng.integers(1, 40, 2 * LANES + 5) * 4
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    x = (rng.normal(size=starts[-1]) * rng.choice([0.1, 3.0, 30.0], starts[-1])).astype(np.float32)
+    classes = rng.integers(0, 3, len(x) // 4).astype(np.int32)
+    limit = 20
+    rates = np.abs(np.arange(-limit, limit + 1)) * rng.random((3, 2, 1)) + rng.random((3, 2, 1))
+    tables = BranchTables.of(
+        Levels().array(trellis(n_states), limit),
+        rates.astype(np.float32),
+        0.7,
+        rng.normal(size=(3, 2)).astype(np.float32) * 0.1,
+    )
+    branch_of = branches(trellis(n_states))
+    together, alone = np.zeros((2, len(x)), np.int32)
+    for batch in (starts[: LANES + 1], starts[LANES : 2 * LANES + 1], starts[2 * LANES :]):
+        here = slice(batch[0], batch[-1])
+        search_units(x[here], batch, classes, 2, branch_of, tables, together[here])
+    for start, end in itertools.pairwise(starts.tolist()):
+        search_unit(x[start:end], start, classes, 2, branch_of, tables, alone[start:end])
+    assert np.array_equal(together, alone)
+    assert len(np.unique(together)) > 20

@@ -246,7 +246,7 @@ class GroupedEncoding:
             deadline=self._deadline,
             floors=options.floors,
             rate=rate,
-            grouped=True,
+            of_weights=self._n_weights,
         )
 
     def again(self, sqnr_db: float | None, n_bytes: int) -> bool:

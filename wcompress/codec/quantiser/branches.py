@@ -27,11 +27,12 @@ CHOICE = np.array([0.0, NEVER], np.float32)
 class BranchTables:
     """What costs are looked up in.
 
+    Magnitudes go from −1, the first one of the other sign, to limit + 1, which is never chosen.
+
     Attributes:
-        levels: of magnitudes −1 … limit + 1 under both quantisers, float32 `[2, limit + 3]`, in steps; the first and
-            the last are never chosen.
-        rest: float32 `[n_classes, 2, limit + 3]`, the Lagrangian times the bits of a symbol of such a magnitude; of
-            those that are never chosen, and of 0, `NEVER`.
+        levels: of magnitudes under both quantisers, float32 `[2, limit + 3]`, in steps.
+        rest: float32 `[n_classes, 2, 2 · (limit + 3)]`, the Lagrangian times the bits of symbols by quantiser and
+            magnitude, those of positive weights first; of 0, which is looked up in `zero`, `NEVER`.
         zero: float32 `[n_classes, 2]`, the Lagrangian times the bits of a zero.
         shifts: float32 `[n_classes, 2]`, what is added to the level of a zero, and of any other symbol.
     """
@@ -45,11 +46,13 @@ class BranchTables:
     def of(cls, levels: Singles, rates: Singles, multiplier: float, shifts: Singles | None) -> BranchTables:
         """From what `wcompress.codec.quantiser.viterbi.search` is given."""
         limit = levels.shape[1] // 2
-        rest = np.full((len(rates), 2, limit + 3), NEVER, np.float32)
-        np.multiply(rates[:, :, limit + 1 :], multiplier, out=rest[:, :, 2:-1], casting="same_kind")
+        rest = np.full((len(rates), 2, 2, limit + 3), NEVER, np.float32)
+        for sign, of_sign in enumerate((rates[:, :, limit - 1 :], rates[:, :, limit + 1 :: -1])):
+            np.multiply(of_sign, multiplier, out=rest[:, :, sign, :-1], casting="same_kind")
+        rest[:, :, :, 1] = NEVER
         return cls(
-            np.pad(levels[:, limit:], ((0, 0), (1, 1))),
-            rest,
+            np.concatenate([levels[:, limit - 1 :], np.zeros((2, 1), np.float32)], axis=1),
+            rest.reshape(len(rates), 2, 2 * (limit + 3)),
             (multiplier * rates[:, :, limit]).astype(np.float32),
             np.zeros((len(rates), 2), np.float32) if shifts is None else shifts,
         )
@@ -73,7 +76,8 @@ def find_branches(
 ) -> None:
     """The cheapest symbol of each weight by quantiser and parity.
 
-    Of each quantiser the two symbols around the weight are tried, the one below these, and zero.
+    Of each quantiser the two symbols around the weight are tried, the one below these, and zero; rates may differ by
+    sign.
 
     Args:
         x: weights in steps, float32 `[n]`.
@@ -90,7 +94,7 @@ def find_branches(
     # No branch depends on a weight: it could not be foreseen, which takes longer than all of this.
     n, top = len(x), np.float32(levels.shape[1] - 3)
     half, unit, one, two = np.float32(0.5), np.float32(1.0), np.uint64(1), np.uint64(2)
-    levels0, levels1 = levels[0], levels[1]
+    width, levels0, levels1 = np.uint64(levels.shape[1]), levels[0], levels[1]
     start = 0
     while start < n:
         cls = (first + start) >> class_shift
@@ -100,10 +104,12 @@ def find_branches(
         zero_shift, shift = shifts[row, 0], shifts[row, 1]
         for i in range(start, stop):
             from_zero, away = x[i] - zero_shift, x[i] - shift
-            size, none = abs(away), from_zero * from_zero
+            size, none, negative = abs(away), from_zero * from_zero, np.uint64(away < 0)
+            signed = negative * width
             m = np.uint64(min(size * half, top))
             d0, d1, d2 = size - levels0[m], size - levels0[m + one], size - levels0[m + two]
-            below, middle, above = d0 * d0 + rest0[m], d1 * d1 + rest0[m + one], d2 * d2 + rest0[m + two]
+            at = m + signed
+            below, middle, above = d0 * d0 + rest0[at], d1 * d1 + rest0[at + one], d2 * d2 + rest0[at + two]
             odd = m & one
             side = min(below, above)
             even_cost = min(middle + choice[odd], side + choice[one - odd])
@@ -114,7 +120,8 @@ def find_branches(
             nearest[i] = m
             m = np.uint64(min((size + unit) * half, top))
             d0, d1, d2 = size - levels1[m], size - levels1[m + one], size - levels1[m + two]
-            below, middle, above = d0 * d0 + rest1[m], d1 * d1 + rest1[m + one], d2 * d2 + rest1[m + two]
+            at = m + signed
+            below, middle, above = d0 * d0 + rest1[at], d1 * d1 + rest1[at + one], d2 * d2 + rest1[at + two]
             odd = m & one
             side = min(below, above)
             even_cost1 = min(middle + choice[odd], side + choice[one - odd])
@@ -122,7 +129,7 @@ def find_branches(
             zero_cost = none + zero1
             flag1 = np.uint64(below < above) | np.uint64(zero_cost <= even_cost1) << one | odd << two
             even_cost1 = min(even_cost1, zero_cost)
-            flags[i] = flag | flag1 << np.uint64(_BITS) | np.uint64(away < 0) << np.uint64(2 * _BITS)
+            flags[i] = flag | flag1 << np.uint64(_BITS) | negative << np.uint64(2 * _BITS)
             least = min(min(even_cost, odd_cost), min(even_cost1, odd_cost1))
             costs[i, 0, lane] = even_cost - least
             costs[i, 1, lane] = odd_cost - least

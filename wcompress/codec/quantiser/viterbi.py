@@ -147,10 +147,10 @@ def _search_shifted(
         row = classes[(first + i) >> class_shift]
         from_zero, away = x[i] - shifts[row, 0], x[i] - shifts[row, 1]
         size, best, found = abs(away), from_zero * from_zero + zero[row, 0], 0
-        m = int(min(size, top))
+        m, signed = int(min(size, top)), levels.shape[1] if away < 0 else 0
         for k in range(m - 1, m + 2):
             distance = size - levels[0, k + 1]
-            cost = distance * distance + rest[row, 0, k + 1]
+            cost = distance * distance + rest[row, 0, signed + k + 1]
             if cost < best:
                 best, found = cost, k
         symbols[i] = -found if away < 0 else found
@@ -220,8 +220,9 @@ def search(
             class does.
         class_shift: log₂ of the weights that share a class.
         machine: the trellis.
-        levels: float32 `[2, 2·limit + 1]`, what quantiser and symbol + limit reconstruct to, in steps.
-        rates: float32 `[n_classes, 2, 2·limit + 1]`, bits; the same for k and −k, as levels are but for their sign.
+        levels: float32 `[2, 2·limit + 1]`, what quantiser and symbol + limit reconstruct to, in steps; the
+            levels of −k are those of k but for their sign.
+        rates: float32 `[n_classes, 2, 2·limit + 1]`, bits; of one state the same for k and −k.
         multiplier: Lagrangian, in squared steps a bit.
         shifts: float32 `[n_classes, 2]`, what is added to the level of a zero, and of any other symbol; None for 0.
 

@@ -126,7 +126,7 @@ def sampled_rate(
         device=device,
         exact_energy=exact_energy * n_sampled / n_weights,
         floors=options.floors,
-        grouped=True,
+        of_weights=n_weights,
         progress=progress,
     )
     start = search.run(target)

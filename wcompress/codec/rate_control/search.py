@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 
 from wcompress.archive import frame_bytes
-from wcompress.codec.container.groups import MOST_TOGETHER
 from wcompress.codec.methods.trellis import VaeCode
 from wcompress.codec.models.class_tables.encoder import ClassEncoder
 from wcompress.codec.models.context.encoder import ContextEncoder
@@ -25,6 +24,7 @@ from wcompress.codec.quantiser.views import divided
 from wcompress.codec.rate_control.floors import Shortfalls, about_db, fine_sqnr_db, lowered
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.solution import EncoderConfig, Solution, finest_step
+from wcompress.codec.rate_control.states import n_states_of
 from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.codec.rate_control.step_search import Bisection, Target
 from wcompress.codec.rate_control.weights import ModelWeights
@@ -43,9 +43,6 @@ FIRST_CONTEXT_EFFORT = 2
 # Of the progress: what a search with few states takes before one with many.
 _FEW_STATES_SHARE = 0.75
 _MOST_ASIDE = 1e-2  # of all weights
-_STATES = {1: 1, 2: 64, 3: 256, 4: 1024, 5: 16384, 6: 16384, 7: 16384, 8: 16384, 9: 16384}
-_GROUP_STATES = {1: 1, 2: 64, 3: 64, 4: 256, 5: 1024, 6: 4096, 7: 16384, 8: 16384, 9: 16384}
-"""Where a model is one group, and where it is several: those of few states cost little more, and time a lot less."""
 _MOST_SEARCHED = 1 << 30  # bytes that a search may take in each thread
 _QUICK_STATES = 64  # with fewer the search takes as long
 _MOST_REPAIRS = 10
@@ -70,7 +67,7 @@ class VaeSearch:
         floors: hold each tensor, row and channel to its floor, see `wcompress.codec.rate_control.floors`.
         other_bytes: sizes of the archive's sections that are not the method's, for a solution and its SQNR.
         rate: of the model of which this is a group; None where it is all of it.
-        grouped: look with the states of a model of several groups.
+        of_weights: how many weights the model has of which this is a group or a sample; None where it is all of it.
         parts: of the entropy model that may be used.
         progress: called as the search goes on.
     """
@@ -93,7 +90,7 @@ class VaeSearch:
         floors: bool = True,
         other_bytes: Callable[[Solution, float], Sequence[int]] = lambda _solution, _sqnr_db: (),
         rate: Rate | None = None,
-        grouped: bool = False,
+        of_weights: int | None = None,
         parts: EntropyParts | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -119,7 +116,8 @@ class VaeSearch:
         self._floors = floors
         self.slack = 0.4 if effort > 6 else 1.0  # of how far beyond the target is near enough
         self.model = ModelWeights(coded, self.sequencing, rule.counted, exact_energy, ties or {})
-        states = (_GROUP_STATES if grouped or n_weights > MOST_TOGETHER else _STATES)[effort]
+        grouped = of_weights is not None
+        states = n_states_of(effort, n_weights if of_weights is None else of_weights)
         longest = min(unit_blocks * block_size, n_weights)
         states = max(n for n in N_STATES if n == 1 or (n <= states and n * longest <= _MOST_SEARCHED))
         config = EncoderConfig(

@@ -37,6 +37,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
 _TRAINING_BLOCKS = 512
+_TRELLIS_SHARE = 1.25  # of the Lagrangian, at any bits: without contexts a trellis saves no bits by zeros in runs
 _MOST_APART, _LEAST_LOOKED_AT = 8, 1 << 16
 
 
@@ -129,8 +130,8 @@ class ClassEncoder:
                 assert solution is not None
                 scales = self._with_prior(static, solution, rates)
             known = solution or start
-            multiplier = config.multiplier
-            if known is not None and len(x):
+            multiplier = config.multiplier if config.machine.n_states == 1 else _TRELLIS_SHARE * config.multiplier
+            if known is not None and len(x) and config.machine.n_states == 1:
                 multiplier = config.multiplier_at(known.symbol_bits / len(x))
             # All but the last pass find tables and levels alone, which a part of many weights has as well.
             every = 1 if number == n_passes - 1 or config.use_prior else len(x) // _LEAST_LOOKED_AT
