@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from wcompress.codec.quantiser.trellis import N_STATES
+import math
 
-_LEAST_OF_A_TRELLIS = 8  # with 4 the search takes longer than with 8
-_TABLE = {
-    1: (64, 1, 1 << 29),
-    2: (64, 64, 0),
-    3: (256, 64, 1 << 27),
-    4: (1024, 256, 1 << 29),
-    5: (16384, 1024, 1 << 31),
-    6: (16384, 4096, 1 << 33),
-    7: (16384, 16384, 0),
-    8: (16384, 16384, 0),
-    9: (16384, 16384, 0),
+_MANY, _GROUP = 1 << 18, 1 << 21  # weights; a model of more than the latter is several groups
+_STATES: dict[int, tuple[tuple[float, int], ...]] = {
+    1: ((_GROUP, 256), (1 << 23, 64), (1 << 25, 16), (math.inf, 1)),
+    2: ((math.inf, 64),),
+    3: ((_GROUP, 256), (math.inf, 64)),
+    4: ((_GROUP, 1024), (math.inf, 256)),
+    5: ((_MANY, 16384), (_GROUP, 4096), (math.inf, 1024)),
+    6: ((_GROUP, 16384), (math.inf, 4096)),
+    7: ((math.inf, 16384),),
+    8: ((math.inf, 16384),),
+    9: ((math.inf, 16384),),
 }
-"""Effort → the most and the least states, and states · weights between them: what a search's time goes with."""
+"""Effort → states of models of up to so many weights. A search's time goes with both."""
 
 
 def n_states_of(effort: int, n_weights: int) -> int:
@@ -26,6 +26,4 @@ def n_states_of(effort: int, n_weights: int) -> int:
         effort: 1 to 9.
         n_weights: that are coded, of the whole model.
     """
-    most, least, product = _TABLE[effort]
-    fitting = [n for n in N_STATES if least <= n <= min(most, max(least, product // max(1, n_weights)))]
-    return max(n for n in fitting if n == least or n >= _LEAST_OF_A_TRELLIS)
+    return next(states for most, states in _STATES[effort] if n_weights <= most)
