@@ -108,7 +108,8 @@ class ContextEncoder:
         model = ContextModel.plain(ScaleModel(bases, None, np.zeros((0, sequencing.latent_dim), np.int64)), self._lags)
         x = self.weights / solution.step
         model = replace(model, taps=fit_taps(x, values, sequencing, self._lags))
-        model = self._with_network(model, solution.symbols, values, final=final)
+        known = solution.model.network if final and isinstance(solution.model, ContextModel) else None
+        model = self._with_network(model, solution.symbols, values, known, final=final)
         # How much is mixed, and what is told beside it, is decided by bytes.
         if config.grouped and not final:
             return self._finished(solution.step, model, solution.symbols, levels)
@@ -171,7 +172,16 @@ class ContextEncoder:
         # What the weights before tell counts for less where the prior tells it as well.
         return self._with_network(told, symbols, values)
 
-    def _with_network(self, model: ContextModel, symbols: Ints, values: Floats, *, final: bool = True) -> ContextModel:
+    def _with_network(
+        self,
+        model: ContextModel,
+        symbols: Ints,
+        values: Floats,
+        known: ScaleNetwork | None = None,
+        *,
+        final: bool = True,
+    ) -> ContextModel:
+        # Of symbols that hardly differ from those it is to be trained on, a known network needs little more.
         from wcompress.vae.context_training import NetworkConfig, train_network
 
         described = model.describe(symbols, self.sequencing, self.config.machine)
@@ -180,7 +190,12 @@ class ContextEncoder:
         for base, start, end in zip(model.scales.bases, starts[:-1], starts[1:], strict=True):
             base_logs[start:end] = base / UNITS_PER_OCTAVE
         config = NetworkConfig(steps=self.config.prior_steps // (1 if final else 3), seed=self.config.seed)
-        trained = train_network(described.features, np.abs(values).astype(np.float32), base_logs, config)
+        start = None
+        if known is not None and len(known.weights_out):
+            start = known.linear, known.weights_in, known.weights_out
+            steps = self.config.prior_steps // (4 if self.config.grouped else 2)
+            config = replace(config, steps=steps, learning_rate=config.learning_rate / 2)
+        trained = train_network(described.features, np.abs(values).astype(np.float32), base_logs, config, start)
         return replace(model, network=ScaleNetwork(*trained))
 
     def _plain(self, step: float) -> ContextModel:
