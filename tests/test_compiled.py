@@ -101,11 +101,12 @@ def test_a_constant_that_changes_changes_the_kernel(folder: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_called_kernel_that_changes_changes_the_caller() -> None:
+@pytest.mark.parametrize("decorator", ["compiled()", "inlined"])
+def test_a_called_kernel_that_changes_changes_the_caller(decorator: str) -> None:
     def outer(inner_adds: int) -> Callable[[int], int]:
         source = (
-            "from wcompress.compiled import compiled\n"
-            f"@compiled()\ndef inner(x):\n    return x + {inner_adds}\n"
+            "from wcompress.compiled import compiled, inlined\n"
+            f"@{decorator}\ndef inner(x):\n    return x + {inner_adds}\n"
             "@compiled()\ndef outer(x):\n    return 2 * inner(x)\n"
         )
         names = {"__name__": "some_module"}

@@ -38,24 +38,37 @@ _ENVIRONMENT = (numba.__version__, llvmlite.__version__, sys.version, np.__versi
 _SUFFIX = ".kernel"
 _rebuild: Callable[..., Any] = CompileResult._rebuild
 _dumps: Callable[[Any], bytes] = serialize.dumps
+_njit: Any = numba.njit
 
 
-def compiled(*, nogil: bool = True, fastmath: bool = False) -> Callable[[Kernel], Kernel]:
+def compiled(*, nogil: bool = True, fastmath: bool = False, makes_arrays: bool = True) -> Callable[[Kernel], Kernel]:
     """Compile a function with numba when it is first called, or load what an earlier process compiled.
 
     Args:
         nogil: other threads run beside it.
         fastmath: floating-point operations may be reordered.
+        makes_arrays: it may make some. Where it does not, numba need not count who uses an array; among small functions
+            that hand each other arrays, counting takes longer than the work.
     """
 
     def decorate(function: Kernel) -> Kernel:
-        kernel: Any = numba.njit(nogil=nogil, fastmath=fastmath)(function)
+        kernel: Any = _njit(nogil=nogil, fastmath=fastmath, _nrt=makes_arrays)(function)
         if hasattr(kernel, "_cache"):  # numba may be told not to compile anything
             kernel._cache = _Cache(kernel)
         result: Kernel = kernel
         return result
 
     return decorate
+
+
+def inlined(function: Kernel) -> Kernel:
+    """Part of a compiled function: it becomes part of the machine code of whatever calls it, and has no other.
+
+    It makes no arrays, and plain Python cannot call it.
+    """
+    options = {"forceinline": True, "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    kernel: Kernel = _njit(nogil=True, **options)(function)
+    return kernel
 
 
 class _Cache(NullCache):

@@ -10,7 +10,7 @@ from wcompress.compiled import compiled
 Ints = npt.NDArray[np.int64]
 
 
-@compiled()
+@compiled(makes_arrays=False)
 def log2(x: int, log: Ints) -> int:
     # 16 · log2(x) for x ≥ 1, rounded down
     bits = 0
@@ -36,12 +36,12 @@ def log2(x: int, log: Ints) -> int:
     return int(16 * bits + log[mantissa])
 
 
-@compiled()
+@compiled(makes_arrays=False)
 def mean_log(total: int, count: int, log: Ints) -> int:
     # 16 · log2(total / count + 0.08), both with 12 bits after the point
     return log2(total + ((328 * count) >> 12) + 1, log) - log2(count, log)
 
 
-@compiled()
+@compiled(makes_arrays=False)
 def sign(x: int) -> int:
     return 1 if x > 0 else (-1 if x < 0 else 0)

@@ -22,6 +22,7 @@ PRIOR_FEATURE = N_FEATURES - 1
 UNITS_PER_OCTAVE = 16
 """Of features and scales."""
 
+N_NEAR = 10
 N_SCALES = 216  # 1/8 octaves from the lowest on
 N_BINS = 18
 N_RATIOS = 16
@@ -30,20 +31,16 @@ PROBABILITY_BITS = 22
 _MOST_SETS = 5
 
 
-class Workspace(NamedTuple):
-    """Arrays that coding a unit reads and writes.
+class Learnt(NamedTuple):
+    """Probabilities, of `PROBABILITY_BITS`, each beside how many symbols it rests on.
 
-    Probabilities have `PROBABILITY_BITS`, and are kept beside how many symbols each rests on. A slot is a bin of the
-    magnitude under one of the two quantisers.
+    A slot is a bin of the magnitude under one of the two quantisers.
 
     Attributes:
         p_scale, c_scale: `[n_slots, N_RATIOS · N_SCALES]`, that a magnitude is larger still, by scale and expectation.
         p_more, c_more: `[n_slots · (n_sets − 1), SET_SIZE]`, the same by further contexts.
         p_sign, c_sign: `[4, 256]`.
         mix: `[n_slots, 5]`, weights of the sets; mix_sign: `[4]`.
-        slow, n_slow, fast, n_fast, by_lag, n_by_lag: `[n_columns]`, running means and what they rest on.
-        values: int32 `[n]`, weights so far in steps.
-        x: `[N_FEATURES + 1]`, of the weight at hand; logit, at: `[5]`; sign_at, flip: `[4]`; coder: `[6]`.
     """
 
     p_scale: Ints
@@ -54,18 +51,51 @@ class Workspace(NamedTuple):
     c_sign: Counts
     mix: Ints
     mix_sign: Ints
+
+
+class Means(NamedTuple):
+    """Running means of magnitudes in a tensor, each beside the number it rests on; 12 bits after the point.
+
+    Attributes:
+        slow, n_slow, fast, n_fast, by_lag, n_by_lag: `[n_columns]`, of columns, and of places within a lag.
+        row: `[3]`, of this row, the number it rests on, and of the row before.
+    """
+
     slow: Ints
     n_slow: Ints
     fast: Ints
     n_fast: Ints
     by_lag: Ints
     n_by_lag: Ints
+    row: Ints
+
+
+class Workspace(NamedTuple):
+    """Arrays that coding a unit reads and writes.
+
+    Compiled code takes such tuples apart by position: the cache of machine code would not see that names changed their
+    places.
+
+    Attributes:
+        learnt, means: see there.
+        values: int32 `[n]`, weights so far in steps.
+        near, sizes: `[N_NEAR]`, the neighbours of the weight at hand and their magnitudes, see `neighbours`.
+        x: `[N_FEATURES + 1]`, its features.
+        at: `[5]`, where its magnitude is looked up in each set of probabilities; sign_at, flip: `[4]`, the same of its
+            sign, and whether it is looked up for the other sign.
+        logit: `[5]`, of the probabilities that are mixed; coder: `[6]`.
+    """
+
+    learnt: Learnt
+    means: Means
     values: npt.NDArray[np.int32]
+    near: Ints
+    sizes: Ints
     x: Ints
-    logit: Ints
     at: Ints
     sign_at: Ints
     flip: Ints
+    logit: Ints
     coder: Ints
 
 
@@ -85,7 +115,7 @@ def workspace(n_weights: int, n_columns: int, n_sets: int) -> Workspace:
     x = np.zeros(N_FEATURES + 1, np.int64)
     x[N_FEATURES] = UNITS_PER_OCTAVE
     slow, n_slow, fast, n_fast, by_lag, n_by_lag = np.zeros((6, n_columns), np.int64)
-    return Workspace(
+    learnt = Learnt(
         p_scale=np.zeros(by_scale, np.int64),
         c_scale=np.zeros(by_scale, np.int16),
         p_more=np.zeros(by_more, np.int64),
@@ -94,17 +124,17 @@ def workspace(n_weights: int, n_columns: int, n_sets: int) -> Workspace:
         c_sign=np.zeros((4, 256), np.int16),
         mix=mix,
         mix_sign=np.full(4, 20000, np.int64),
-        slow=slow,
-        n_slow=n_slow,
-        fast=fast,
-        n_fast=n_fast,
-        by_lag=by_lag,
-        n_by_lag=n_by_lag,
+    )
+    return Workspace(
+        learnt=learnt,
+        means=Means(slow, n_slow, fast, n_fast, by_lag, n_by_lag, np.zeros(3, np.int64)),
         values=np.zeros(n_weights, np.int32),
+        near=np.zeros(N_NEAR, np.int64),
+        sizes=np.zeros(N_NEAR, np.int64),
         x=x,
-        logit=np.zeros(_MOST_SETS, np.int64),
         at=np.zeros(_MOST_SETS, np.int64),
         sign_at=np.zeros(4, np.int64),
         flip=np.zeros(4, np.int64),
+        logit=np.zeros(_MOST_SETS, np.int64),
         coder=np.zeros(6, np.int64),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,10 @@ N_TAPS = 8
 
 LOWEST = -6 * UNITS_PER_OCTAVE
 MAX_SYMBOL = 1 << 18
-MAX_TENSORS = 32
 LIMITS = (255, 1023)
+"""After so many symbols a probability goes on moving as fast as it does: mixed ones, which have to follow, and one
+that is alone, which has to be accurate."""
+
 FRACTION = 12  # bits after the point of running means
 
 
@@ -39,3 +42,15 @@ STRETCH = _stretch_table(SQUASH)
 LOG = _log_table()
 RATES = np.array([655360 // (10 * n + 16) for n in range(LIMITS[1] + 1)], np.int64)
 """65536 / (n + 1.6): how far a probability moves after n symbols."""
+
+
+class Tables(NamedTuple):
+    """What compiled code looks up, int64 each."""
+
+    squash: npt.NDArray[np.int64]
+    stretch: npt.NDArray[np.int64]
+    log: npt.NDArray[np.int64]
+    rates: npt.NDArray[np.int64]
+
+
+TABLES = Tables(SQUASH, STRETCH, LOG, RATES)

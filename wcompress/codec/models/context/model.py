@@ -20,7 +20,7 @@ from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.trellis import Trellis
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.entropy.context.state import N_FEATURES, workspace
-from wcompress.entropy.context.tables import LOG, N_TAPS, RATES, SQUASH, STRETCH
+from wcompress.entropy.context.tables import N_TAPS, TABLES
 from wcompress.entropy.context.unit import run_unit
 from wcompress.errors import ArchiveError
 from wcompress.threads import in_threads
@@ -299,10 +299,7 @@ class ContextModel:
                 self.network.weights_out,
                 self.taps,
                 n_sets,
-                SQUASH,
-                STRETCH,
-                LOG,
-                RATES,
+                TABLES,
                 buffer,
                 len(buffer),
                 workspace(last - first, int(sequencing.columns.max()), n_sets),
