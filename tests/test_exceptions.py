@@ -12,8 +12,8 @@ from hypothesis import given, settings
 
 from tests.test_lossless import damaged
 from wcompress.codec.container.manifest import TensorEntry
-from wcompress.codec.plan import exceptional
 from wcompress.codec.storage.exceptions import decode_exceptions, encode_exceptions, with_exceptions, without_exceptions
+from wcompress.codec.storage.outliers import exceptional
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import same_bits
 

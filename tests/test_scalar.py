@@ -10,7 +10,6 @@ import torch
 
 from wcompress.codec.models.class_tables.rates import parametric_rates
 from wcompress.codec.models.class_tables.tables import LOW_BITS, count_symbols
-from wcompress.codec.plan import exceptional, is_plain
 from wcompress.codec.quantiser.reconstruction import Levels
 from wcompress.codec.quantiser.scalar import quantise, sum_and_farthest
 from wcompress.codec.quantiser.sequence import Sequencing
@@ -30,6 +29,7 @@ from wcompress.codec.quantiser.viterbi import search, thresholds
 from wcompress.codec.rate_control.floors import Groups
 from wcompress.codec.rate_control.solution import InSteps, Moments
 from wcompress.codec.storage.dtypes import round_to_dtype
+from wcompress.codec.storage.outliers import exceptional, is_plain
 from wcompress.entropy.bits import BitWriter
 from wcompress.entropy.coder import Decoder, Encoder, streams_of
 from wcompress.entropy.tables import FrequencyTable, fit_table

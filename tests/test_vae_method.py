@@ -13,7 +13,7 @@ import torch
 
 import wcompress
 from wcompress.archive import ArchiveReader
-from wcompress.codec import plan
+from wcompress.codec import kinds
 from wcompress.codec.container import groups
 from wcompress.codec.container.manifest import TensorEntry
 from wcompress.codec.methods.trellis import VaeReader
@@ -531,7 +531,7 @@ def test_a_search_takes_bounded_memory() -> None:
 
 
 def test_an_empty_tensor_may_be_coded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_is_matrix", lambda tensor: tensor.ndim >= 2)
+    monkeypatch.setattr(kinds, "_is_matrix", lambda tensor: tensor.ndim >= 2)
     model = {"w": striped(), "nothing": torch.zeros(0, 5), "half": torch.zeros(2, 0, dtype=torch.float16)}
     wcompress.pack(model, tmp_path / "m.wcz", SMALL_VAE, sqnr=12)
     restored = wcompress.load(tmp_path / "m.wcz")

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import slabs
-from wcompress.codec.container.manifest import CODED_DTYPES, Part, TensorEntry
-from wcompress.codec.quantiser.step_scales import RUN
+from wcompress.codec.container.manifest import Part, TensorEntry
+from wcompress.codec.kinds import ALWAYS_EXACT_BITS, Kinds, is_float
 from wcompress.codec.storage.exceptions import Positions, without_exceptions
-from wcompress.codec.storage.recognise import recognise
-from wcompress.fidelity import LEAST_ROW, computable, largest_magnitude, pieces
+from wcompress.codec.storage.outliers import exceptional, is_plain
+from wcompress.codec.tensor_rules import Chosen
+from wcompress.fidelity import computable
 from wcompress.threads import in_threads
-
-if TYPE_CHECKING:
-    from wcompress.codec.tensor_rules import Chosen
-
-LARGEST = 1e100
-"""Squares of larger numbers may not exist; such elements are kept beside the rest."""
-
-_MIN_CODED = 64  # elements of a tensor of two or more dimensions
-_LONG = 1 << 14  # elements of one of one dimension
-_SHORTEST_ROW = 1 << 11  # the same where such tensors are most of the model
-_WIDE = 64.0  # the largest number over the smallest
-_NARROW = 1 << 16  # elements of one whose rows are too short to have a quality
-_OUTLIER = 50.0  # standard deviations of its tensor, row and column
-_MOST_OUTLIERS = 0.02  # of a tensor; more are no outliers
-_SUSPECT = 8.0
-_SAMPLE = 1 << 16
-_TOGETHER = 1 << 15  # elements looked at, which fit a processor's cache
-_MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
-ALWAYS_EXACT_BITS = 2.0
-"""An element's, of what is recognised as no weights: so little is never saved."""
-
-_EXACT_SHARE = 0.01  # of what coding all floats takes
 
 
 @dataclass(frozen=True)
@@ -110,7 +86,7 @@ class Plan:
             entry = self.entries[index]
             found += _finite_energy(values) * self.times(entry.name) if len(entry.shape) > 1 else 0.0
         for name, tensor in (*self.fine.items(), *self.raw.items()):
-            if tensor.ndim > 1 and _dtype_name(tensor) in CODED_DTYPES:
+            if tensor.ndim > 1 and is_float(tensor):
                 found += _finite_energy(tensor) * self.times(name)
                 self.release(name)
         return found
@@ -180,7 +156,7 @@ def plan_tensors(
         chosen: the kinds of some tensors, and what their values are rounded to.
     """
     positions = {name: index for index, name in enumerate(checkpoint.tensors)}
-    kinds = _Kinds(checkpoint, method, exact_bits, given, {} if chosen is None else chosen.kinds)
+    kinds = Kinds(checkpoint, method, exact_bits, given, {} if chosen is None else chosen.kinds)
     plan = Plan((), {}, {}, {}, release=checkpoint.release)
     entries: list[TensorEntry] = []
     looked_at: list[tuple[int, torch.Tensor]] = []
@@ -214,201 +190,3 @@ def _not_plain(
         return found
 
     return [row for row, found in zip(rows, in_threads(plain, rows), strict=True) if not found]
-
-
-class _Kinds:
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        method: str,
-        exact_bits: float,
-        given: Mapping[str, str] | None,
-        chosen: Mapping[str, str],
-    ) -> None:
-        self._method, self._given, self._chosen = method, given, chosen
-        self._exact: set[str] = set()
-        owners = [(name, t) for name, t in checkpoint.tensors.items() if name not in checkpoint.ties]
-        floats = [(name, t) for name, t in owners if _dtype_name(t) in CODED_DTYPES and t.numel()]
-        if method == "vae":
-            free = [(name, t) for name, t in floats if name not in (given or chosen)]
-            self._exact = _exact(_one_by_one(free, checkpoint.release), exact_bits)
-        weights = [t for name, t in floats if name not in self._exact and chosen.get(name) != "raw"]
-        # A model whose numbers lie in long rows has no other weights.
-        self._rows_are_weights = 2 * sum(t.numel() for t in weights if _is_matrix(t)) < sum(t.numel() for t in weights)
-
-    def of(self, name: str, tensor: torch.Tensor) -> str:
-        if name in self._chosen:
-            return self._chosen[name]
-        if _dtype_name(tensor) not in CODED_DTYPES or name in self._exact or is_extra_state(name):
-            return "raw"
-        if self._method == "lossless":
-            return "coded"
-        if self._given is not None:
-            return self._given.get(name, self._kept(tensor))
-        if self._method == "paper":
-            return "coded" if largest_magnitude(tensor) <= LARGEST else "raw"
-        return "coded" if self._is_coded(tensor) and not _is_tiny(tensor) else self._kept(tensor)
-
-    def _kept(self, tensor: torch.Tensor) -> str:
-        return "fine" if largest_magnitude(tensor) <= LARGEST and not _is_tiny(tensor) else "raw"
-
-    def _is_coded(self, tensor: torch.Tensor) -> bool:
-        return _is_worth_coding(tensor, _SHORTEST_ROW if self._rows_are_weights else _LONG)
-
-
-def _one_by_one(
-    tensors: Iterable[tuple[str, torch.Tensor]], release: Callable[[str], None]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in tensors:
-        yield name, tensor
-        release(name)
-
-
-def _is_worth_coding(tensor: torch.Tensor, shortest_row: int) -> bool:
-    # What is never negative acts by its relative size: variances and gains.
-    if tensor.numel() and not any(bool((piece < 0).any()) for piece in pieces(tensor)) and not _is_dense(tensor):
-        return False
-    return _is_matrix(tensor) or tensor.numel() >= shortest_row
-
-
-def can_be_quantised(tensor: torch.Tensor) -> bool:
-    """Whether a float tensor may be coded where a user wants it so: not what is small, or never negative."""
-    return _is_worth_coding(tensor, _SHORTEST_ROW) and not _is_tiny(tensor)
-
-
-def is_extra_state(name: str) -> bool:
-    """Whether a tensor is what a module keeps beside its weights, which is its own business, as torch names it."""
-    return name.rsplit(".", 1)[-1] == "_extra_state"
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _is_matrix(tensor: torch.Tensor) -> bool:
-    """Whether a tensor of two or more dimensions is worth coding; short rows are kept finely, unless they are many.
-
-    One whose numbers lie along one dimension is no matrix.
-    """
-    if sum(size > 1 for size in tensor.shape) < 2 or tensor.numel() < _MIN_CODED:
-        return False
-    return tensor.numel() >= LEAST_ROW * tensor.shape[0] or tensor.numel() >= _NARROW
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether a matrix that is never negative has numbers of like size, so that its errors count as those of others."""
-    sizes = computable(tensor).nan_to_num(0.0)
-    return _is_matrix(tensor) and float(sizes.max()) <= _WIDE * float(sizes.min())
-
-
-def _is_tiny(tensor: torch.Tensor) -> bool:
-    # Squares of such numbers do not exist.
-    if not tensor.numel() or tensor.dtype != torch.float64:  # others have none
-        return False
-    return 0 < float(computable(tensor).abs().nan_to_num_(0.0, 0.0, 0.0).max()) < 1 / LARGEST
-
-
-def _exact(floats: Iterable[tuple[str, torch.Tensor]], exact_bits: float) -> set[str]:
-    """Names of tensors that are no weights and cheaply kept bit for bit."""
-    found, dear, n_elements = set(), [], 0
-    for name, tensor in floats:
-        n_elements += tensor.numel()
-        recognised = recognise(tensor)
-        if recognised is None:
-            continue
-        if recognised.bits_per_element <= max(ALWAYS_EXACT_BITS, exact_bits):
-            found.add(name)
-        else:
-            dear.append((recognised.exact_bytes, name))
-    left = _EXACT_SHARE * min(exact_bits, 32.0) * n_elements / 8
-    for n_bytes, name in sorted(dear):
-        if n_bytes > left:
-            break
-        left -= n_bytes
-        found.add(name)
-    return found
-
-
-def exceptional(tensor: torch.Tensor) -> Positions:
-    """Ascending flat positions of elements to be kept beside a coded rest, int64 `[k]`.
-
-    NaN, infinities and numbers beyond `LARGEST`; and outliers: more than 50 times as large as is usual in their tensor,
-    in their row and in their column, where usual is the standard deviation of normal numbers with the same median
-    magnitude. A row of which little is left beside a few ordinary weights has no outliers.
-
-    Args:
-        tensor: contiguous, of a float dtype.
-    """
-    if not tensor.numel():
-        return np.zeros(0, np.int64)
-    sizes = computable(tensor.reshape(-1)).abs().numpy()
-    usable = sizes <= (LARGEST if sizes.dtype == np.float64 else np.finfo(np.float32).max)
-    beyond = np.flatnonzero(~usable)
-    if len(beyond):
-        sizes = np.where(usable, sizes, 0)
-    outliers = _outliers(sizes, tuple(tensor.shape))
-    return np.union1d(beyond, outliers).astype(np.int64)
-
-
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether it is soon seen that a matrix has no exceptional elements: all finite, and none far out in its row.
-
-    Args:
-        tensor: contiguous, of a float dtype.
-    """
-    n, n_rows = tensor.numel(), tensor.shape[0] if tensor.ndim else 1
-    if tensor.ndim < 2 or not n or n < LEAST_ROW * n_rows or tensor.dtype == torch.float64:
-        return False
-    rows = tensor.reshape(n_rows, -1)
-    n_together = max(1, _TOGETHER // rows.shape[1])
-    for first in range(0, n_rows, n_together):
-        sizes = computable(rows[first : first + n_together]).abs().numpy()
-        largest = sizes.max(1)
-        if not np.isfinite(largest).all():
-            return False
-        for row in np.flatnonzero(largest > _SUSPECT * sizes.mean(1, dtype=np.float64)).tolist():
-            if largest[row] > _OUTLIER * _usual(sizes[row]):
-                return False
-    return True
-
-
-def _outliers(sizes: npt.NDArray[np.floating], shape: tuple[int, ...]) -> Positions:
-    n = len(sizes)
-    if len(shape) == 1 or n < LEAST_ROW * shape[0]:
-        width = min(n, RUN)
-        rows = sizes[: n // width * width].reshape(-1, width)
-        found = _far_in_rows(rows)
-        if n % width:
-            found = np.append(found, n // width * width + _far_in_rows(sizes[None, n // width * width :]))
-        columns = None
-    else:
-        found = _far_in_rows(sizes.reshape(shape[0], -1))
-        columns = np.moveaxis(sizes.reshape(shape), 1, 0)
-    if len(found):
-        found = found[sizes[found] > _OUTLIER * _usual(sizes[:: max(1, n // _SAMPLE) | 1])]
-    if not 0 < len(found) <= _MOST_OUTLIERS * n:
-        return np.zeros(0, np.int64)
-    if columns is None or columns[0].size < LEAST_ROW:
-        return found
-    column = found // math.prod(shape[2:]) % shape[1]
-    usual = {int(c): _usual(columns[c].reshape(-1)) for c in np.unique(column)}
-    return found[sizes[found] > _OUTLIER * np.array([usual[int(c)] for c in column])]
-
-
-def _far_in_rows(rows: npt.NDArray[np.floating]) -> Positions:
-    """Flat positions of what is far larger than usual in its row."""
-    width = rows.shape[1]
-    largest = rows.max(1)
-    suspects = np.flatnonzero(largest > _SUSPECT * rows.mean(1, dtype=np.float64))
-    found = [
-        row * width + np.flatnonzero(rows[row] > _OUTLIER * usual)
-        for row in suspects.tolist()
-        if largest[row] > _OUTLIER * (usual := _usual(rows[row]))
-    ]
-    return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
-
-
-def _usual(sizes: npt.NDArray[np.floating]) -> np.float64:
-    # Where nearly all is zero, the rest is what there is. In float64, which has room for a multiple of any float32.
-    nonzero = sizes[sizes > 0].astype(np.float64)
-    return np.float64(np.median(nonzero) / _MEDIAN_OF_NORMAL if len(nonzero) else math.inf)

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from wcompress.codec.container.manifest import CODED_DTYPES
+from wcompress.codec.kinds import can_be_quantised, is_extra_state, is_float
 from wcompress.codec.names import near
-from wcompress.codec.plan import can_be_quantised, is_extra_state
 from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.dtypes import as_float16
 from wcompress.codec.storage.exact import exact_bytes
@@ -203,12 +202,12 @@ def choose(
         beyond: list[str] = []
         for name in found.get(str(rule), []):
             tensor = owners[name]
-            exact = rule.bits is not None and _is_float(tensor) and _is_smaller_exact(tensor, rule.bits)
+            exact = rule.bits is not None and is_float(tensor) and _is_smaller_exact(tensor, rule.bits)
             why = "" if exact else _unfit(rule, name, tensor)
             if why:
                 left.setdefault(why, []).append(name)
                 continue
-            kind = "coded" if method == "lossless" and rule.choice == "lossless" and _is_float(tensor) else "raw"
+            kind = "coded" if method == "lossless" and rule.choice == "lossless" and is_float(tensor) else "raw"
             if rule.bits is not None and not exact:
                 kind = "coded"
                 chosen.rates[name] = rule.bits
@@ -230,15 +229,11 @@ def choose(
     return replace(chosen, choices=tuple(choices[name] for name in owners if name in choices), warnings=tuple(warnings))
 
 
-def _is_float(tensor: torch.Tensor) -> bool:
-    return str(tensor.dtype).removeprefix("torch.") in CODED_DTYPES
-
-
 def _unfit(rule: TensorRule, name: str, tensor: torch.Tensor) -> str:
     # Why a rule cannot apply to a tensor, in words that follow its name; nothing where it can.
     if rule.choice in EXACT_CHOICES:
         return ""
-    if not _is_float(tensor) or is_extra_state(name):
+    if not is_float(tensor) or is_extra_state(name):
         return f"is kept bit for bit ({str(tensor.dtype).removeprefix('torch.')})"
     if rule.bits is not None and not can_be_quantised(tensor):
         return "is small or never negative, and kept nearly exactly"
