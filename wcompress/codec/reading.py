@@ -14,6 +14,7 @@ from wcompress.checkpoint import state_metadata
 from wcompress.codec.container.groups import places
 from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
 from wcompress.codec.digest import TensorsDigest, tensors_digest
+from wcompress.codec.methods.stored import STORED
 from wcompress.codec.names import suggestion
 from wcompress.codec.restoring import Restorer
 from wcompress.codec.results import InspectResult, TensorRow
@@ -46,6 +47,7 @@ class Archive:
         except ArchiveError as error:
             self.close()
             raise self._placed(error) from error
+        self._method = STORED[self.manifest.method]
         self._entries = {entry.name: entry for entry in self.manifest.tensors}
         self._restorer = Restorer(self.manifest, self._reader.section, self._reader.version)
 
@@ -233,9 +235,7 @@ class Archive:
             n_tensors=len(manifest.tensors),
             original_bytes=sum(entry.numel * dtype.itemsize for entry, dtype in sized),
             archive_bytes=self._reader.n_bytes,
-            n_latents=manifest.n_latents
-            or (sections.get("latents", 0) // 2 if manifest.method == "paper" else 0)
-            or None,
+            n_latents=manifest.n_latents or self._latents_of(sections.get("latents", 0)) or None,
             sections=sections,
             sqnr_db=manifest.sqnr_db,
             sha256=self._reader.digest.hex(),
@@ -249,8 +249,11 @@ class Archive:
         )
 
     def _kept(self, kind: str) -> str:
-        exact = kind == "raw" or self.manifest.method == "lossless"
+        exact = kind == "raw" or self._method.is_exact
         return "exact" if exact else "nearly exact" if kind == "fine" else "lossy"
+
+    def _latents_of(self, n_bytes: int) -> int:
+        return n_bytes // self._method.latent_bytes if self._method.latent_bytes else 0
 
     def close(self) -> None:
         """Close the file; what was restored stays."""

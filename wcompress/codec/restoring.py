@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from wcompress.codec.container.groups import places, slabs
 from wcompress.codec.container.manifest import METHOD_VERSIONS, Manifest, Part, TensorEntry
-from wcompress.codec.methods.lossless import LosslessReader
-from wcompress.codec.methods.paper import PaperReader
-from wcompress.codec.methods.trellis import VaeReader
+from wcompress.codec.methods.stored import STORED, CodedReader, Section
 from wcompress.codec.storage.dtypes import empty
 from wcompress.codec.storage.exact import decode_raw
 from wcompress.codec.storage.exceptions import Positions, decode_exceptions, with_exceptions
@@ -23,13 +21,6 @@ if TYPE_CHECKING:
     from wcompress.codec.encoding import Encoded
 
 SectionSource = Callable[[str, int], bytes]
-
-
-class CodedReader(Protocol):
-    """Restores coded tensors."""
-
-    def restore(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """The tensors named, or all."""
 
 
 class Restorer:
@@ -130,11 +121,11 @@ class GroupRestorer:
         self,
         method: str,
         entries: Sequence[TensorEntry],
-        section: Callable[[str], bytes],
+        section: Section,
         version: int,
         padding: int,
     ) -> None:
-        self._method, self._entries, self._padding = method, tuple(entries), padding
+        self._method, self._entries, self._padding = STORED[method], tuple(entries), padding
         self._kinds = {entry.name: entry.kind for entry in entries}
         self._section = section
         self._version = version
@@ -156,7 +147,8 @@ class GroupRestorer:
         coded = [name for name in wanted if self._kinds[name] == "coded"]
         if coded:
             if self._coded is None:
-                self._coded = self._open_coded()
+                entries = self._of_kind("coded")
+                self._coded = self._method.open(entries, self._section, self._version, self._padding)
             tensors |= self._coded.restore(coded)
         raw = {name for name in wanted if self._kinds[name] == "raw"}
         if raw:
@@ -180,17 +172,6 @@ class GroupRestorer:
     def _open_exceptions(self) -> dict[str, tuple[Positions, torch.Tensor]]:
         found = decode_exceptions(self._section("exceptions"), self._entries, self._version)
         return {self._entries[index].name: exceptions for index, exceptions in found.items()}
-
-    def _open_coded(self) -> CodedReader:
-        section, entries = self._section, self._of_kind("coded")
-        if self._method == "paper":
-            payloads = [section(name) for name in ("decoder", "latents", "scales")]
-            return PaperReader(entries, self._padding, *payloads, coded=self._version > 2)
-        if self._method == "lossless":
-            return LosslessReader(entries, section("symbols"))
-        return VaeReader(
-            entries, {name: section(name) for name in ("decoder", "latents", "tables", "symbols")}, self._version
-        )
 
 
 def restore_encoded(checkpoint: Checkpoint, encoded: Encoded) -> dict[str, torch.Tensor]:

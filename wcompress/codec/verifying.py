@@ -12,6 +12,7 @@ import torch
 from wcompress.checkpoint import Checkpoint, read_checkpoint
 from wcompress.codec.container.manifest import TensorEntry
 from wcompress.codec.methods.paper import root_mean_square
+from wcompress.codec.methods.stored import STORED
 from wcompress.codec.reading import Archive
 from wcompress.codec.results import VerifyResult
 from wcompress.codec.storage.dtypes import is_as_float16
@@ -71,7 +72,7 @@ def verify(
 class _Origins:
     """Whether tensors can have been packed from a model's.
 
-    Method `paper` keeps each tensor's root mean square. For all methods, no tensor is restored much worse than zeros
+    Some methods keep each tensor's root mean square. For all of them, no tensor is restored much worse than zeros
     would be, and a fine one far better. Of refined values nothing of the kind is known.
     """
 
@@ -79,8 +80,8 @@ class _Origins:
         manifest = archive.manifest
         self._refined = manifest.refined
         self._scales: Iterator[float] | None = None
-        if manifest.method == "paper":
-            self._scales = iter(np.frombuffer(archive.section("scales"), "<f8").tolist())
+        if section := STORED[manifest.method].magnitudes:
+            self._scales = iter(np.frombuffer(archive.section(section), "<f8").tolist())
         self._other: dict[str, None] = {}  # raw tensors that are not the model's
         self._foreign: dict[str, None] = {}
         self._energies: dict[str, tuple[float, float, str]] = {}  # of a tensor's weights and errors, and its kind
