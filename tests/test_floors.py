@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wcompress
+from wcompress.codec.kinds import VaeKinds
 from wcompress.codec.plan import plan_tensors
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.step_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales
@@ -270,7 +271,8 @@ def test_a_plan_names_what_it_keeps_beside_the_rest(tmp_path: Path) -> None:
     w[3, 4], w[9, 9] = float("nan"), float("-inf")
     path = tmp_path / "m.pt"
     torch.save({"w": w, "b": normal(64)}, path)
-    plan = plan_tensors(wcompress.checkpoint.read_checkpoint(path), "vae")
+    checkpoint = wcompress.checkpoint.read_checkpoint(path)
+    plan = plan_tensors(checkpoint, VaeKinds(checkpoint))
     assert [entry.kind for entry in plan.entries] == ["coded", "fine"]
     places, values = plan.exceptions[0]
     assert places.tolist() == [3 * 64 + 4, 9 * 64 + 9]

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import wcompress
+from wcompress.codec.container.manifest import METHOD_VERSIONS, METHODS
+from wcompress.codec.methods.stored import STORED
+from wcompress.codec.packers.packer import PACKERS
 
 PACKAGE = Path(wcompress.__file__).parent
 
@@ -69,6 +72,10 @@ def test_importing_the_package_is_light_and_complete() -> None:
     for name in wcompress.__all__:
         assert getattr(wcompress, name) is not None
     assert set(wcompress.__all__) <= set(dir(wcompress))
+
+
+def test_each_method_can_be_packed_and_read() -> None:
+    assert set(PACKERS) == set(STORED) == set(METHOD_VERSIONS) == set(METHODS)
 
 
 def test_modules_stay_readable() -> None:

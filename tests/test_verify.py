@@ -13,11 +13,12 @@ import torch
 from wcompress.checkpoint import Checkpoint
 from wcompress.cli import run
 from wcompress.codec.container.manifest import Manifest
-from wcompress.codec.encoding import Encoded, Progress
+from wcompress.codec.encoded import Encoded
 from wcompress.codec.given import GivenSymbols, encode_given
 from wcompress.codec.options import PackOptions
 from wcompress.codec.packing import pack_and_restore
 from wcompress.codec.verifying import verify
+from wcompress.progress import Progress
 
 
 def model() -> dict[str, torch.Tensor]:

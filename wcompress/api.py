@@ -13,7 +13,7 @@ import torch
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec import packing
-from wcompress.codec.encoding import Encoded
+from wcompress.codec.encoded import Encoded
 from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore, with_error
 from wcompress.device import one_torch_thread

@@ -17,21 +17,27 @@ from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import GROUP_SIZE, grouped
 from wcompress.codec.container.manifest import Manifest, Part, TensorEntry
 from wcompress.codec.digest import tensors_digest
-from wcompress.codec.encoding import Encoded, fine_margin_db, planned
+from wcompress.codec.encoded import Encoded
+from wcompress.codec.encoding import planned
 from wcompress.codec.group_writing import GROUPS_AT_ONCE, Written
-from wcompress.codec.grouped_encoding import AIMED_OF_BYTES, LEAST_OF_BYTES, GroupedEncoding
+from wcompress.codec.grouped_encoding import GroupedEncoding
 from wcompress.codec.methods.lossless import encode_lossless
+from wcompress.codec.methods.stored import STORED
 from wcompress.codec.miniature import middle_rows, miniature, scaled_bytes
 from wcompress.codec.options import PackOptions
+from wcompress.codec.packers.job import Job
+from wcompress.codec.packers.packer import PACKERS
+from wcompress.codec.packers.vae import fine_margin_db
+from wcompress.codec.packers.vae_groups import AIMED_OF_BYTES, LEAST_OF_BYTES
 from wcompress.codec.plan import Plan
 from wcompress.codec.rate_control.floors import fine_sqnr_db
 from wcompress.codec.rate_control.sampling import SAMPLE_SIZE
 from wcompress.codec.restoring import restore_group
 from wcompress.codec.results import Estimate
+from wcompress.codec.storage.dtypes import entry_of
 from wcompress.codec.storage.exceptions import encode_exceptions
 from wcompress.codec.storage.near_exact import encode_fine
 from wcompress.fidelity import ErrorFigures, compare, computable, energy
-from wcompress.progress import Progress
 from wcompress.threads import n_work_threads, work_threads
 
 _LEAST_SAMPLE = 1 << 16  # weights, of a shard
@@ -56,21 +62,16 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def estimated(
-    checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None, whole: Tensors
-) -> tuple[Written, Estimate]:
+def estimated(job: Job) -> tuple[Written, Estimate]:
     """What `wcompress.codec.group_writing` would write of a model of several groups, about; it has no digest.
 
     Args:
-        checkpoint: the model.
-        options: how to pack; not with method `paper`, nor with bits for single tensors.
-        device: to train on.
-        progress: called as the work goes on.
-        whole: see `wcompress.codec.encoding.encode`.
+        job: the model, by a method that cuts groups, and without bits for single tensors.
 
     Raises:
         TargetUnreachable: no archive meets the target.
     """
+    checkpoint, options, whole = job.checkpoint, job.options, job.whole
     start = time.perf_counter()
     small, sizes = miniature(checkpoint)
     plan = replace(planned(small, options, whole, of=checkpoint), sizes=sizes)
@@ -82,16 +83,16 @@ def estimated(
     n_whole = sum(tensor.numel() for tensor in whole.values())
     sample_size = max(_LEAST_SAMPLE, SAMPLE_SIZE * n_elements // max(1, n_whole, n_elements))
     began = time.perf_counter()
-    encoding = GroupedEncoding(plan, groups, checkpoint, options, device, progress, whole, sample_size)
+    encoding = GroupedEncoding(plan, groups, job, sample_size)
     sampling_s = (time.perf_counter() - began) * min(SAMPLE_SIZE, n_elements) / min(sample_size, n_elements)
     found = _measured(encoding, plan, groups, options)
     planning_s, cpu_s = _times(encoding, plan, checkpoint, options)
     figures = _pooled(found, plan, checkpoint.ties)
     if options.sqnr is not None and figures.sqnr_db is not None and "symbols" in found.sections:
         # Steps are corrected until it is met, which costs a bit a weight for each octave.
-        octaves = (encoding.wanted_db - figures.sqnr_db) / _DB_AN_OCTAVE
+        octaves = (encoding.coder.wanted_db - figures.sqnr_db) / _DB_AN_OCTAVE
         found.sections["symbols"] += round(octaves * sum(plan.size(name) for name in plan.coded) / 8)
-        figures = replace(figures, sqnr_db=encoding.wanted_db)
+        figures = replace(figures, sqnr_db=encoding.coder.wanted_db)
     manifest = Manifest(
         method=options.method,
         source=checkpoint.source,
@@ -109,7 +110,8 @@ def estimated(
     budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
     sections = sections if budget is None else _met(sections, budget)
     n_together = min(n_work_threads(), GROUPS_AT_ONCE, len(groups))
-    efficiency = _LIGHT_EFFICIENCY if _is_light(options) else _EFFICIENCY
+    is_light = PACKERS[options.method].is_light(options)
+    efficiency = _LIGHT_EFFICIENCY if is_light else _EFFICIENCY
     n_passes = 1.0 if budget is None and options.sqnr is None else _PASSES
     encoding_s = n_passes * (found.cpu_s + cpu_s) / (efficiency * n_together if n_together > 1 else 1.0)
     estimate = Estimate(
@@ -144,7 +146,7 @@ def _measured(encoding: GroupedEncoding, plan: Plan, groups: Groups, options: Pa
     began = time.process_time()
     sections = {"raw": sum(encoding.note_raw_bytes(plan).values())}
     cpu_s = _of_all(time.process_time() - began, plan.raw, plan)
-    if options.method == "lossless":
+    if STORED[options.method].is_exact:
         sections["symbols"] = sum(
             scaled_bytes(partial(_lossless_bytes, options, name), tensor, plan.size(name))
             for name, tensor in plan.coded.items()
@@ -154,7 +156,7 @@ def _measured(encoding: GroupedEncoding, plan: Plan, groups: Groups, options: Pa
     if found:
         n_bytes = len(encode_exceptions(plan.exception_rows({})))
         sections["exceptions"] = round(n_bytes * sum(n * times for n, times in found) / sum(n for n, _ in found))
-    fine = encode_fine(plan.fine, fine_sqnr_db(encoding.quality_db, fine_margin_db(options)))
+    fine = encode_fine(plan.fine, fine_sqnr_db(encoding.coder.quality_db, fine_margin_db(options)))
     sections["fine"] = round(_of_all(len(fine), plan.fine, plan))
     return _with_coded(encoding, plan, groups, fine, _Measured(sections, ErrorFigures(None, None, True), cpu_s))
 
@@ -173,23 +175,15 @@ def _times(encoding: GroupedEncoding, plan: Plan, checkpoint: Checkpoint, option
     planning_s = _cpu_s(lambda: planned(alone, replace(options, tensor=()), slab))
 
     def pack() -> None:
-        if options.method == "lossless":
-            payloads = {"symbols": encode_lossless(slab, quick=options.is_quick)}
-            restored = restore_group(Encoded(_entries(slab, "coded"), payloads, method="lossless"))
-        else:
-            restored = restore_group(encoding.trial(name, slab[name]))
+        restored = restore_group(encoding.coder.trial(name, slab[name]))
         tensors_digest(restored)
         compare(slab, restored)
 
     # In one thread, as a group beside others is. What takes no time is done twice, since the first time takes longer.
+    is_light = PACKERS[options.method].is_light(options)
     with work_threads(1):
-        cpu_s = min(_cpu_s(pack) for _ in range(2 if _is_light(options) else 1))
+        cpu_s = min(_cpu_s(pack) for _ in range(2 if is_light else 1))
     return times * planning_s, times * cpu_s
-
-
-def _is_light(options: PackOptions) -> bool:
-    # Whether little is done with each weight.
-    return options.effort == 1 or options.method == "lossless"
 
 
 def _cpu_s(work: Callable[[], object]) -> float:
@@ -200,7 +194,7 @@ def _cpu_s(work: Callable[[], object]) -> float:
 
 def _with_coded(encoding: GroupedEncoding, plan: Plan, groups: Groups, fine: bytes, beside: _Measured) -> _Measured:
     # With the sample of the coded tensors, restored and compared as a group is.
-    sampled, payloads, octaves = encoding.sampled, {"fine": fine}, 0.0
+    sampled, payloads, octaves = encoding.coder.sampled, {"fine": fine}, 0.0
     sample: dict[str, torch.Tensor] = {}
     exceptions = b""
     n_latents = 0
@@ -236,8 +230,7 @@ def _with_coded(encoding: GroupedEncoding, plan: Plan, groups: Groups, fine: byt
 
 
 def _entries(tensors: Tensors, kind: str) -> tuple[TensorEntry, ...]:
-    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-    return tuple(TensorEntry(name, dtypes[name], tuple(tensor.shape), kind) for name, tensor in tensors.items())
+    return tuple(entry_of(name, tensor, kind) for name, tensor in tensors.items())
 
 
 def _pooled(found: _Measured, plan: Plan, ties: Mapping[str, str]) -> ErrorFigures:

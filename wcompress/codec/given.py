@@ -16,7 +16,8 @@ import torch
 
 from wcompress.archive import frame_bytes
 from wcompress.checkpoint import Checkpoint
-from wcompress.codec.encoding import Encoded
+from wcompress.codec.encoded import Encoded
+from wcompress.codec.kinds import GivenKinds
 from wcompress.codec.methods.trellis import VaeCode
 from wcompress.codec.models.context.encoder import ContextEncoder
 from wcompress.codec.models.context.model import ContextModel
@@ -72,7 +73,7 @@ def encode_given(
         seed: of the training of the model that they are coded under.
     """
     kinds = dict.fromkeys(given.fine, "fine") | dict.fromkeys(given.symbols, "coded")
-    plan = plan_tensors(checkpoint, "vae", given=kinds)
+    plan = plan_tensors(checkpoint, GivenKinds(checkpoint, kinds))
     entries = plan.entries
     fine = {name: given.fine.get(name, tensor) for name, tensor in plan.fine.items()}
     coded = tuple(e.name for e in entries if e.kind == "coded")

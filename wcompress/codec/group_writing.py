@@ -15,7 +15,7 @@ from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import slabs
 from wcompress.codec.container.manifest import GROUPED_VERSION, QUICK_VERSION, Manifest, TensorEntry
 from wcompress.codec.digest import TensorsDigest
-from wcompress.codec.encoding import Encoded
+from wcompress.codec.encoded import Encoded
 from wcompress.codec.grouped_encoding import GroupedEncoding
 from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control.floors import Floors

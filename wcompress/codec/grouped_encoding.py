@@ -1,51 +1,23 @@
-"""A model of several groups: one rate for all, from a sample, and each group encoded alone."""
+"""A model of several groups, whatever the method: each is encoded alone."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from wcompress.checkpoint import Checkpoint
-from wcompress.codec.container.manifest import Part, TensorEntry
-from wcompress.codec.encoding import (
-    LACKING,
-    SQNR_TOLERANCE_DB,
-    Encoded,
-    check_sub_blocks,
-    cut_warning,
-    fine_margin_db,
-    lossless_payloads,
-)
+from wcompress.codec.container.manifest import Part
+from wcompress.codec.encoded import Encoded
 from wcompress.codec.miniature import scaled_bytes
-from wcompress.codec.options import PackOptions
+from wcompress.codec.packers.job import Job
+from wcompress.codec.packers.packer import PACKERS
 from wcompress.codec.plan import Plan
-from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.rate_control.floors import Floors
-from wcompress.codec.rate_control.rate import Rate
-from wcompress.codec.rate_control.sampling import Sampled, sampled_rate
-from wcompress.codec.rate_control.search import VaeSearch
-from wcompress.codec.rate_control.step_rule import StepRule, default_sqnr_db
-from wcompress.codec.rate_control.step_search import Target
-from wcompress.codec.rate_control.weights import MOST_EXACT
 from wcompress.codec.results import TensorChoice
 from wcompress.codec.storage.exact import encode_raw
-from wcompress.codec.storage.exceptions import encode_exceptions
 from wcompress.codec.tensor_rules import Chosen
-from wcompress.deadline import Deadline
-from wcompress.errors import TargetUnreachable
-from wcompress.progress import Progress
-
-LEAST_OF_BYTES, AIMED_OF_BYTES = 0.981, 0.993
-"""Of the bytes that are asked for: what is near enough, and what a correction aims at."""
-
-_MOST_PASSES, _AIMED_DB = 6, 0.03
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 class GroupedEncoding:
@@ -54,87 +26,28 @@ class GroupedEncoding:
     Args:
         plan: of the whole model.
         groups: the parts that each holds.
-        checkpoint: the model.
-        options: how to pack.
-        device: to train on.
-        progress: of what comes before the first group.
-        whole: see `encode`.
-        sample_size: weights by which the rate is found; None for the usual number, and the sample is forgotten.
+        job: the model; its progress is of what comes before the first group.
+        sample_size: see `Packer.groups`.
 
     Attributes:
         groups: as given.
-        wanted_db: the SQNR that is to be met, in which all counts that is kept exactly; 0 without one.
-        sampled: the rate before the first pass, and what it was found on; None where nothing is coded or all forgotten.
+        coder: of all that is not kept bit for bit.
         entries: of all tensors.
-        warnings: one line each, once all groups are encoded.
+
+    Raises:
+        TargetUnreachable: no archive meets the target.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        groups: tuple[tuple[Part, ...], ...],
-        checkpoint: Checkpoint,
-        options: PackOptions,
-        device: str,
-        progress: Progress | None,
-        whole: Tensors,
-        sample_size: int | None = None,
+        self, plan: Plan, groups: tuple[tuple[Part, ...], ...], job: Job, sample_size: int | None = None
     ) -> None:
-        self._plan, self._checkpoint, self._options, self._device = plan, checkpoint, options, device
+        self._plan = plan
         self.entries, self.groups = plan.entries, groups
         self._chosen = plan.chosen or Chosen()
         self._raw_sizes: dict[str, int] = {}
         self._lock = threading.Lock()  # groups may be encoded at the same time
-        self._deadline = Deadline(options.time_limit)
-        sizes = {name: plan.size(name) for name in plan.coded}
-        self._n_weights = sum(sizes.values())
-        self._numbers = {name: number for number, name in enumerate(plan.coded)}
-        self._n_passes, self._was_cut, self._lacks = 0, False, False
-        self._rule: StepRule | None = None
-        self._rate: Rate | None = None
-        self.sampled: Sampled | None = None
-        self.wanted_db = 0.0
-        self._before: tuple[float, float] | None = None  # octaves that the step was moved by, and what was missing
-        if options.method != "vae" or not plan.coded:
-            return
-        check_sub_blocks(options)
-        by_sqnr = options.sqnr is not None
-        self._rule = StepRule.of(whole, plan.to_code, by_sqnr=by_sqnr)
-        target = Target(sqnr_db=default_sqnr_db(whole))
-        if options.sqnr is not None:
-            target = Target(sqnr_db=options.sqnr + _AIMED_DB, wanted=f"an SQNR of {options.sqnr:g} dB")
-        budget = options.archive_bytes(checkpoint.original_bytes, checkpoint.n_params)
-        if budget is not None:
-            beside = sum(self._raw_bytes(plan).values()) + 2 * sum(plan.size(name) for name in plan.fine)
-            if budget <= beside:
-                nearest = options.size_in_words(beside, checkpoint.original_bytes, checkpoint.n_params)
-                raise TargetUnreachable(
-                    f"{options.size_wanted}: what is kept exactly comes to {nearest} alone; ask for a larger archive"
-                )
-            target = Target(
-                n_bytes=budget - beside,
-                wanted=options.size_wanted,
-                in_words=lambda n: options.size_in_words(n + beside, checkpoint.original_bytes, checkpoint.n_params),
-            )
-        exact = plan.exact_energy() if by_sqnr else 0.0
-        sampled = sampled_rate(
-            plan.to_code,
-            sizes,
-            self._rule,
-            target,
-            options,
-            device,
-            exact_energy=exact,
-            sample_size=sample_size,
-            progress=progress,
-        )
-        self._rate = sampled.rate
-        self.sampled = None if sample_size is None else sampled
-        if options.sqnr is not None:
-            self._rate = replace(self._rate, sqnr_db=options.sqnr)
-            own = (self._rate.mean_square or 0.0) * self._n_weights
-            share = exact / own if own else 0.0
-            self.wanted_db = options.sqnr + 10 * math.log10((1 + share) / (1 + min(share, MOST_EXACT)))
+        packer = PACKERS[job.options.method]
+        self.coder = packer.groups(plan, job, lambda: sum(self._raw_bytes(plan).values()), sample_size)
 
     def _raw(self, plan: Plan) -> bytes:
         parts = {name: encode_raw([t], stored=name in self._chosen.stored) for name, t in plan.raw.items()}
@@ -166,127 +79,26 @@ class GroupedEncoding:
         return self._chosen.with_bits({name: 8 * n / max(1, self._plan.size(name)) for name, n in sizes})
 
     @property
-    def quality_db(self) -> float:
-        """The SQNR that what is kept finely goes with, dB."""
-        return _exact_db(self._options) if self._rate is None else self._rate.sqnr_db
-
-    @property
     def floors(self) -> Floors | None:
         """That hold for every tensor and row; None where there are none."""
-        return Floors.at(self._rate.sqnr_db) if self._options.floors and self._rate is not None else None
+        return self.coder.floors
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return (
-            *self._chosen.warnings,
-            *((LACKING,) if self._lacks else ()),
-            *cut_warning(self._was_cut, self._options),
-        )
+        """One line each, once all groups are encoded."""
+        return (*self._chosen.warnings, *self.coder.warnings)
 
     def encode(self, number: int) -> Encoded:
         """One group, with entries that have the shapes of its parts."""
-        options, parts = self._options, self.groups[number]
+        parts = self.groups[number]
         plan = self._plan.of_group(parts)
         raw = self._raw(plan)
-        if options.method == "lossless":
-            return Encoded(plan.entries, {**lossless_payloads(plan, options), "raw": raw}, method="lossless")
-        coded = [part for part in parts if self.entries[part.index].kind == "coded"]
-        which = [(self._numbers[self.entries[p.index].name], slice(p.start, p.stop)) for p in coded]
-        if self._rule is None or self._rate is None:
-            rule, rate = StepRule.of({}, {}, by_sqnr=True), Rate(1.0, _exact_db(options), 1.0, None)
-        else:
-            rule, rate = self._rule.of_parts(which), self._rate
-        search = self._search(plan, rule, rate)
-        solution = search.run_at(rate)
-        self._was_cut = self._was_cut or search.was_cut
-        self._lacks = self._lacks or (options.floors and not search.keeps_floors(solution))
-        exceptions = encode_exceptions(plan.exception_rows(search.model.aside))
-        payloads = {**search.sections(solution), "exceptions": exceptions, "raw": raw}
-        padding = -sum(t.numel() for t in plan.coded.values()) % options.block_size
-        return Encoded(plan.entries, payloads, padding, solution.model.scales.latents.size)
-
-    def trial(self, name: str, slab: torch.Tensor) -> Encoded:
-        """Some rows of a coded tensor, coded as those of a group are; to see how long it takes.
-
-        Where rows have scales of their own, those in the middle stand for all.
-
-        Args:
-            name: of the tensor.
-            slab: contiguous, on the CPU.
-        """
-        assert self._rule is not None
-        assert self._rate is not None
-        number = self._numbers[name]
-
-        def middle(scales: OwnScales) -> OwnScales:
-            exponents = sorted(scales.exponents[number])
-            return OwnScales(((exponents[len(exponents) // 2],),))
-
-        counted = None if self._rule.counted is None else middle(self._rule.counted)
-        rule = replace(self._rule, scales=middle(self._rule.scales), counted=counted)
-        entries = (TensorEntry(name, str(slab.dtype).removeprefix("torch."), tuple(slab.shape), "coded"),)
-        plan = Plan(entries, {name: slab}, {}, {})
-        search = self._search(plan, rule, self._rate)
-        payloads = search.sections(search.run_at(self._rate))
-        return Encoded(entries, payloads | {"exceptions": encode_exceptions(plan.exception_rows(search.model.aside))})
-
-    def _search(self, plan: Plan, rule: StepRule, rate: Rate) -> VaeSearch:
-        options = self._options
-        return VaeSearch(
-            plan.to_code,
-            plan.fine,
-            rule,
-            block_size=options.block_size,
-            latent_dim=options.latent_dim,
-            effort=options.effort,
-            parts=options.parts,
-            seed=options.seed,
-            device=self._device,
-            fine_margin_db=fine_margin_db(options),
-            deadline=self._deadline,
-            floors=options.floors,
-            rate=rate,
-            of_weights=self._n_weights,
-        )
+        encoded = self.coder.encode(plan, parts)
+        return replace(encoded, payloads={**encoded.payloads, "raw": raw})
 
     def again(self, sqnr_db: float | None, n_bytes: int) -> bool:
-        """Whether another pass is needed, at a rate that is corrected; after all groups were encoded.
-
-        Args:
-            sqnr_db: of what the archive restores to; None where nothing differs.
-            n_bytes: of the archive.
-        """
-        self._n_passes += 1
-        options, rate = self._options, self._rate
-        budget = options.archive_bytes(self._checkpoint.original_bytes, self._checkpoint.n_params)
-        if rate is None or self._n_passes >= _MOST_PASSES or (self._n_passes > 1 and self._deadline.passed):
+        """Whether another pass is needed; see `GroupCoder.again`."""
+        if not self.coder.again(sqnr_db, n_bytes):
             return False
-        if budget is not None:
-            if LEAST_OF_BYTES * budget <= n_bytes <= budget:
-                return False
-            if n_bytes < budget and rate.is_finest:
-                return False  # more bytes buy nothing
-            missing, slope = 8 * (n_bytes - AIMED_OF_BYTES * budget) / self._n_weights, 1.0
-        elif options.sqnr is not None and sqnr_db is not None:
-            if 0 <= sqnr_db - self.wanted_db <= SQNR_TOLERANCE_DB:
-                return False
-            missing, slope = sqnr_db - self.wanted_db - _AIMED_DB * self._n_passes, 6.02
-        else:
-            return False
-        if self._before is not None:
-            # Floors make the model follow its step less than a quantiser alone does.
-            octaves, was_missing = self._before
-            found = (was_missing - missing) / octaves if octaves else slope
-            slope = min(max(found, slope / 4), 2 * slope)
-        self._before = missing / slope, missing
-        self._rate = rate.moved(missing / slope)
-        if options.sqnr is not None:
-            self._rate = replace(self._rate, sqnr_db=options.sqnr)  # which is what floors go with
-        self._lacks = False
         self._raw_sizes.clear()
         return True
-
-
-def _exact_db(options: PackOptions) -> float:
-    # Where nothing is coded, and a quality is asked for.
-    return 22.0 if options.sqnr is None else options.sqnr

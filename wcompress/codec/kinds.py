@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -23,52 +24,104 @@ ALWAYS_EXACT_BITS = 2.0
 _EXACT_SHARE = 0.01  # of what coding all floats takes
 
 
-class Kinds:
+class Kinds(Protocol):
+    """Says how each tensor is kept.
+
+    Attributes:
+        sets_aside: elements of coded tensors that would hide the quality of all others are kept beside these.
+    """
+
+    sets_aside: ClassVar[bool]
+
+    def of(self, name: str, tensor: torch.Tensor) -> str:
+        """`coded`, `fine` or `raw`, of a tensor that is no tie and that no rule decides."""
+
+
+class LosslessKinds:
+    """All floats are coded."""
+
+    sets_aside: ClassVar[bool] = False
+
+    def of(self, name: str, tensor: torch.Tensor) -> str:
+        """See `Kinds`."""
+        return "coded" if _may_be_coded(name, tensor) else "raw"
+
+
+class PaperKinds:
+    """All floats are coded that can be squared."""
+
+    sets_aside: ClassVar[bool] = False
+
+    def of(self, name: str, tensor: torch.Tensor) -> str:
+        """See `Kinds`."""
+        return "coded" if _may_be_coded(name, tensor) and largest_magnitude(tensor) <= LARGEST else "raw"
+
+
+class VaeKinds:
+    """Weights are coded, but for small and vulnerable tensors, which are fine; what is recognised as no weights is raw.
+
+    Args:
+        checkpoint: the model.
+        exact_bits: what is recognised as no weights is kept bit for bit where that takes at most so many bits an
+            element, and beyond that as long as all of it takes next to nothing.
+        chosen: kinds of tensors that are decided already, by name.
+    """
+
+    sets_aside: ClassVar[bool] = True
+
     def __init__(
         self,
         checkpoint: Checkpoint,
-        method: str,
-        exact_bits: float,
-        given: Mapping[str, str] | None,
-        chosen: Mapping[str, str],
+        exact_bits: float = ALWAYS_EXACT_BITS,
+        chosen: Mapping[str, str] | None = None,
     ) -> None:
-        self._method, self._given, self._chosen = method, given, chosen
-        self._exact: set[str] = set()
-        owners = [(name, t) for name, t in checkpoint.tensors.items() if name not in checkpoint.ties]
-        floats = [(name, t) for name, t in owners if is_float(t) and t.numel()]
-        if method == "vae":
-            free = [(name, t) for name, t in floats if name not in (given or chosen)]
-            self._exact = _exact(_one_by_one(free, checkpoint.release), exact_bits)
+        chosen = chosen or {}
+        floats = _floats(checkpoint)
+        self._exact = _exact(floats, checkpoint, exact_bits, chosen)
         weights = [t for name, t in floats if name not in self._exact and chosen.get(name) != "raw"]
         # A model whose numbers lie in long rows has no other weights.
         self._rows_are_weights = 2 * sum(t.numel() for t in weights if _is_matrix(t)) < sum(t.numel() for t in weights)
 
     def of(self, name: str, tensor: torch.Tensor) -> str:
-        if name in self._chosen:
-            return self._chosen[name]
-        if not is_float(tensor) or name in self._exact or is_extra_state(name):
+        """See `Kinds`."""
+        if name in self._exact or not _may_be_coded(name, tensor):
             return "raw"
-        if self._method == "lossless":
-            return "coded"
-        if self._given is not None:
-            return self._given.get(name, self._kept(tensor))
-        if self._method == "paper":
-            return "coded" if largest_magnitude(tensor) <= LARGEST else "raw"
-        return "coded" if self._is_coded(tensor) and not _is_tiny(tensor) else self._kept(tensor)
-
-    def _kept(self, tensor: torch.Tensor) -> str:
-        return "fine" if largest_magnitude(tensor) <= LARGEST and not _is_tiny(tensor) else "raw"
-
-    def _is_coded(self, tensor: torch.Tensor) -> bool:
-        return _is_worth_coding(tensor, _SHORTEST_ROW if self._rows_are_weights else _LONG)
+        shortest_row = _SHORTEST_ROW if self._rows_are_weights else _LONG
+        return "coded" if _is_worth_coding(tensor, shortest_row) and not _is_tiny(tensor) else _kept(tensor)
 
 
-def _one_by_one(
-    tensors: Iterable[tuple[str, torch.Tensor]], release: Callable[[str], None]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in tensors:
-        yield name, tensor
-        release(name)
+class GivenKinds:
+    """As given, whatever the tensors are; no other is coded.
+
+    Args:
+        checkpoint: the model.
+        given: kinds of some floats by name.
+    """
+
+    sets_aside: ClassVar[bool] = False
+
+    def __init__(self, checkpoint: Checkpoint, given: Mapping[str, str]) -> None:
+        self._given = given
+        self._exact = _exact(_floats(checkpoint), checkpoint, ALWAYS_EXACT_BITS, given)
+
+    def of(self, name: str, tensor: torch.Tensor) -> str:
+        """See `Kinds`."""
+        if name in self._exact or not _may_be_coded(name, tensor):
+            return "raw"
+        return self._given[name] if name in self._given else _kept(tensor)
+
+
+def _may_be_coded(name: str, tensor: torch.Tensor) -> bool:
+    return is_float(tensor) and not is_extra_state(name)
+
+
+def _kept(tensor: torch.Tensor) -> str:
+    return "fine" if largest_magnitude(tensor) <= LARGEST and not _is_tiny(tensor) else "raw"
+
+
+def _floats(checkpoint: Checkpoint) -> list[tuple[str, torch.Tensor]]:
+    owners = [(name, tensor) for name, tensor in checkpoint.tensors.items() if name not in checkpoint.ties]
+    return [(name, tensor) for name, tensor in owners if is_float(tensor) and tensor.numel()]
 
 
 def _is_worth_coding(tensor: torch.Tensor, shortest_row: int) -> bool:
@@ -116,12 +169,17 @@ def _is_tiny(tensor: torch.Tensor) -> bool:
     return 0 < float(computable(tensor).abs().nan_to_num_(0.0, 0.0, 0.0).max()) < 1 / LARGEST
 
 
-def _exact(floats: Iterable[tuple[str, torch.Tensor]], exact_bits: float) -> set[str]:
-    """Names of tensors that are no weights and cheaply kept bit for bit."""
+def _exact(
+    floats: Iterable[tuple[str, torch.Tensor]], checkpoint: Checkpoint, exact_bits: float, decided: Mapping[str, str]
+) -> set[str]:
+    """Names of tensors that are no weights and cheaply kept bit for bit, of those that are not decided already."""
     found, dear, n_elements = set(), [], 0
     for name, tensor in floats:
+        if name in decided:
+            continue
         n_elements += tensor.numel()
         recognised = recognise(tensor)
+        checkpoint.release(name)
         if recognised is None:
             continue
         if recognised.bits_per_element <= max(ALWAYS_EXACT_BITS, exact_bits):

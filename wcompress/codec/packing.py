@@ -18,11 +18,15 @@ from wcompress.checkpoint import Checkpoint, read_checkpoint
 from wcompress.codec.container.groups import grouped, is_several
 from wcompress.codec.container.manifest import Manifest, Part
 from wcompress.codec.digest import tensors_digest
-from wcompress.codec.encoding import Encoded, Progress, encode_plan, planned
+from wcompress.codec.encoded import Encoded
+from wcompress.codec.encoding import encode_plan, planned
 from wcompress.codec.estimating import estimated, peak_bytes
 from wcompress.codec.group_writing import CHECKING, Written, write_groups
 from wcompress.codec.grouped_encoding import GroupedEncoding
+from wcompress.codec.methods.stored import STORED
 from wcompress.codec.options import PackOptions
+from wcompress.codec.packers.job import Job
+from wcompress.codec.packers.packer import PACKERS
 from wcompress.codec.plan import Plan
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import Estimate, PackResult, with_errors
@@ -30,7 +34,7 @@ from wcompress.device import one_torch_thread, resolve_device
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import ErrorFigures, compare, worst_of
 from wcompress.files import archive_path, atomic_output, check_output
-from wcompress.progress import part
+from wcompress.progress import Progress, part
 from wcompress.threads import work_threads
 
 POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
@@ -67,7 +71,7 @@ def pack_and_restore(
         progress: called as the work goes on.
         encoder: finds what to store; by default the codec does.
         whole: the tensors of the whole model in order, where the source is a shard of it; see
-            `wcompress.codec.encoding.encode`.
+            `wcompress.codec.packers.job.Job`.
         keep_restored: whether the tensors that the archive restores to are wanted; a large model's are many.
         **overrides: fields of `PackOptions` by name.
 
@@ -108,12 +112,12 @@ def pack_and_restore(
         sampled = options.dry_run and encoder is None and not keep_restored and _can_be_sampled(checkpoint, options)
         at_once = estimate = None
         if sampled:
-            written, estimate = estimated(checkpoint, options, device, progress, whole)
+            written, estimate = estimated(Job(checkpoint, options, device, progress, whole))
         else:
             plan = planned(checkpoint, options, whole) if encoded is None else None
             groups = () if plan is None else _groups(plan, options)
             if plan is None or not groups:
-                at_once = _encode(checkpoint, options, device, progress, encoded or plan, whole)
+                at_once = _encode(Job(checkpoint, options, device, progress, whole), encoded or plan)
             if options.dry_run:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
                 path = Path(folder) / "archive"
@@ -124,7 +128,7 @@ def pack_and_restore(
             else:
                 assert plan is not None
                 sampling = part(progress, 0.0, _SAMPLING_SHARE)
-                by_groups = GroupedEncoding(plan, groups, checkpoint, options, device, sampling, whole)
+                by_groups = GroupedEncoding(plan, groups, Job(checkpoint, options, device, sampling, whole))
                 rest = part(progress, _SAMPLING_SHARE, 1.0)
                 written = write_groups(by_groups, checkpoint, options, path, rest, keep_restored=keep_restored)
         _check_promises(options, checkpoint, written.n_bytes, written.figures)
@@ -189,14 +193,14 @@ def pack(
 def _groups(plan: Plan, options: PackOptions) -> tuple[tuple[Part, ...], ...]:
     # Bits that were chosen for single tensors are met by a search over the whole.
     rated = plan.chosen is not None and plan.chosen.rates
-    return () if options.method == "paper" or rated else grouped(plan.entries)
+    return grouped(plan.entries) if PACKERS[options.method].cuts_groups and not rated else ()
 
 
 def _can_be_sampled(checkpoint: Checkpoint, options: PackOptions) -> bool:
     # Whether it is sure to be several groups, before anything was read.
     rated = any(rule.bits is not None for rule in options.rules)
     sizes = (tensor.numel() for name, tensor in checkpoint.tensors.items() if name not in checkpoint.ties)
-    return options.method != "paper" and not rated and is_several(sizes)
+    return PACKERS[options.method].cuts_groups and not rated and is_several(sizes)
 
 
 def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes: int, figures: ErrorFigures) -> None:
@@ -205,7 +209,7 @@ def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes:
     Raises:
         TargetUnreachable: it is not.
     """
-    if options.method == "lossless" and not figures.lossless:
+    if STORED[options.method].is_exact and not figures.lossless:
         raise TargetUnreachable("lossless: what the archive restores to differs from the model; please report this")
     if options.bits_per_weight is not None and not checkpoint.n_params:
         raise TargetUnreachable("bits_per_weight: the model has no floating-point numbers; ask for a ratio instead")
@@ -221,7 +225,7 @@ def _check_promises(options: PackOptions, checkpoint: Checkpoint, archive_bytes:
 
 
 def _unused(options: PackOptions) -> tuple[str, ...]:
-    return (_NO_TIME_LIMIT,) if options.method != "vae" and options.time_limit is not None else ()
+    return (_NO_TIME_LIMIT,) if options.time_limit is not None and not PACKERS[options.method].takes_time_limit else ()
 
 
 def _poor(options: PackOptions, encoded: Written) -> tuple[str, ...]:
@@ -277,25 +281,18 @@ class _AtOnce:
         )
 
 
-def _encode(
-    checkpoint: Checkpoint,
-    options: PackOptions,
-    device: str,
-    progress: Progress | None,
-    found: Encoded | Plan | None,
-    whole: Mapping[str, torch.Tensor],
-) -> _AtOnce:
+def _encode(job: Job, found: Encoded | Plan | None) -> _AtOnce:
     # From what was encoded already, or from a plan.
     start = time.perf_counter()
     if isinstance(found, Encoded):
         encoded = found
     else:
         assert found is not None
-        encoded = encode_plan(found, checkpoint, options, device, part(progress, 0.0, _ENCODING_SHARE), whole)
-    part(progress, _ENCODING_SHARE, 1.0, CHECKING)
+        encoded = encode_plan(found, replace(job, progress=part(job.progress, 0.0, _ENCODING_SHARE)))
+    part(job.progress, _ENCODING_SHARE, 1.0, CHECKING)
     done = time.perf_counter()
-    restored = restore_encoded(checkpoint, encoded)
-    figures = compare(checkpoint.tensors, restored)
-    manifest = encoded.manifest(checkpoint, figures.sqnr_db, None if encoded.refined else figures.worst)
+    restored = restore_encoded(job.checkpoint, encoded)
+    figures = compare(job.checkpoint.tensors, restored)
+    manifest = encoded.manifest(job.checkpoint, figures.sqnr_db, None if encoded.refined else figures.worst)
     seconds = {"encode": done - start, "check": time.perf_counter() - done}
     return _AtOnce(encoded, manifest, restored, figures, seconds)

@@ -11,7 +11,8 @@ import torch
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.container.groups import slabs
 from wcompress.codec.container.manifest import Part, TensorEntry
-from wcompress.codec.kinds import ALWAYS_EXACT_BITS, Kinds, is_float
+from wcompress.codec.kinds import Kinds, is_float
+from wcompress.codec.storage.dtypes import entry_of
 from wcompress.codec.storage.exceptions import Positions, without_exceptions
 from wcompress.codec.storage.outliers import exceptional, is_plain
 from wcompress.codec.tensor_rules import Chosen
@@ -137,40 +138,29 @@ class _ToCode(Mapping[str, torch.Tensor]):
         return len(self._tensors)
 
 
-def plan_tensors(
-    checkpoint: Checkpoint,
-    method: str,
-    *,
-    exact_bits: float = ALWAYS_EXACT_BITS,
-    given: Mapping[str, str] | None = None,
-    chosen: Chosen | None = None,
-) -> Plan:
+def plan_tensors(checkpoint: Checkpoint, kinds: Kinds, chosen: Chosen | None = None) -> Plan:
     """Decide how each tensor of a checkpoint is kept.
 
     Args:
         checkpoint: the model.
-        method: one of `METHODS`.
-        exact_bits: method `vae` keeps what is recognised as no weights bit for bit where that takes at most so many
-            bits an element, and beyond that as long as all of it takes next to nothing.
-        given: the kinds of some tensors, whatever they are; no other is coded then.
+        kinds: say so of each tensor.
         chosen: the kinds of some tensors, and what their values are rounded to.
     """
     positions = {name: index for index, name in enumerate(checkpoint.tensors)}
-    kinds = Kinds(checkpoint, method, exact_bits, given, {} if chosen is None else chosen.kinds)
+    decided = {} if chosen is None else chosen.kinds
     plan = Plan((), {}, {}, {}, release=checkpoint.release)
     entries: list[TensorEntry] = []
     looked_at: list[tuple[int, torch.Tensor]] = []
     for index, (name, tensor) in enumerate(checkpoint.tensors.items()):
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
         if name in checkpoint.ties:
-            entries.append(TensorEntry(name, dtype, shape, "tie", positions[checkpoint.ties[name]]))
+            entries.append(replace(entry_of(name, tensor, "tie"), tie_to=positions[checkpoint.ties[name]]))
             continue
-        kind = kinds.of(name, tensor)
+        kind = decided[name] if name in decided else kinds.of(name, tensor)
         if chosen is not None:
             tensor = chosen.rounded.get(name, tensor)
-        if kind == "coded" and method == "vae" and given is None:
+        if kind == "coded" and kinds.sets_aside:
             looked_at.append((index, tensor))
-        entries.append(TensorEntry(name, dtype, shape, kind))
+        entries.append(entry_of(name, tensor, kind))
         getattr(plan, kind)[name] = tensor
         checkpoint.release(name)
     for index, tensor in _not_plain(looked_at, entries, checkpoint.release):

@@ -18,7 +18,7 @@ from wcompress.fidelity import as_bytes
 
 if TYPE_CHECKING:
     from wcompress.checkpoint import Checkpoint
-    from wcompress.codec.encoding import Encoded
+    from wcompress.codec.encoded import Encoded
 
 SectionSource = Callable[[str, int], bytes]
 

@@ -18,13 +18,15 @@ from torch import nn
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.digest import tensors_digest
-from wcompress.codec.encoding import Encoded, Progress, encode
+from wcompress.codec.encoded import Encoded
+from wcompress.codec.encoding import encode
 from wcompress.codec.given import GivenSymbols, archive_bytes, encode_given
 from wcompress.codec.options import PackOptions
 from wcompress.codec.restoring import restore_encoded
 from wcompress.deadline import Deadline
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.evaluate import build_model, observed
+from wcompress.progress import Progress
 from wcompress.refine.budget import n_steps
 from wcompress.refine.distil import distance_of
 from wcompress.refine.engine import RefineConfig, Refiner

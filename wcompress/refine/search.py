@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from wcompress.codec.encoding import Encoded, Progress
+from wcompress.codec.encoded import Encoded
 from wcompress.codec.given import GivenSymbols
 from wcompress.deadline import Deadline
+from wcompress.progress import Progress
 from wcompress.refine.engine import Refiner
 from wcompress.refine.margin import Validation
 

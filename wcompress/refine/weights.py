@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.given import GivenSymbols
+from wcompress.codec.kinds import VaeKinds
 from wcompress.codec.plan import plan_tensors
 
 _BIAS_STEP = 1.0
@@ -158,7 +159,7 @@ def _sort(model: nn.Module, checkpoint: Checkpoint) -> tuple[list[Slot], dict[st
         followers.setdefault(owner, []).append(name)
     slots: list[Slot] = []
     loose: dict[str, Tensor] = {}
-    for entry in plan_tensors(checkpoint, "vae").entries:
+    for entry in plan_tensors(checkpoint, VaeKinds(checkpoint)).entries:
         name = entry.name
         if entry.kind not in ("coded", "fine") or name not in held or not entry.numel:
             continue

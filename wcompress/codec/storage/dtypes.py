@@ -56,6 +56,11 @@ def is_as_float16(original: torch.Tensor, restored: torch.Tensor) -> bool:
     return dtype in CODED_DTYPES and same_bits(as_float16(original), restored)
 
 
+def entry_of(name: str, tensor: torch.Tensor, kind: str = "coded") -> TensorEntry:
+    """The entry of a tensor that is no tie."""
+    return TensorEntry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), kind)
+
+
 def entry_dtype(entry: TensorEntry) -> torch.dtype:
     """The dtype of a manifest entry.
 

@@ -1,0 +1,1 @@
+"""What packing asks of a method, and how each answers."""
