@@ -68,7 +68,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, peers_file: Path) -> MeanRep
     for seed in (0, 1, 2):
         torch.save(tiny(seed), folder / f"seed{seed}.pt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wcompress.codec.packing._EPOCHS_PER_EFFORT", 12, raising=False)
+        patch.setattr("wcompress.codec.packers.paper._EPOCHS_PER_EFFORT", 12)
         return report_means(
             [folder / f"seed{seed}.pt" for seed in (0, 1, 2)],
             TinyTask(name="tiny"),
@@ -272,7 +272,7 @@ def test_refined_points_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monke
     def quick(model: Any, name: str, _options: PackOptions, **others: Any) -> Any:
         return pack(model, name, TINY, **others)
 
-    monkeypatch.setattr("wcompress.codec.packing._EPOCHS_PER_EFFORT", 12, raising=False)
+    monkeypatch.setattr("wcompress.codec.packers.paper._EPOCHS_PER_EFFORT", 12)
     monkeypatch.setattr("wcompress.report.sweep.pack", quick)
     plain = PackOptions(bits_per_weight=4.0)
     settings = [SweepSetting("4 bits", plain), SweepSetting("refined, −1", PackOptions(refine="on", max_drop=1.0))]
