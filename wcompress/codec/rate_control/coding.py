@@ -66,6 +66,9 @@ class Coding:
         self._may_use_contexts = may_use_contexts
         self._fine_margin_db, self._other_bytes = fine_margin_db, other_bytes
         self._keeping: Solution | None = None  # of which it is known that it keeps the floors
+        self._written: list[
+            tuple[Solution, dict[str, bytes]]
+        ] = []  # the last two, which may be compared and then stored
         self.own_scales = own_scales
         self._counted: tuple[Weights, npt.NDArray[np.float64]] | None = None
         self._encoder: SymbolEncoder = kind(self._scaled(), self.sequencing, config)
@@ -153,10 +156,15 @@ class Coding:
 
     def sections(self, solution: Solution) -> dict[str, bytes]:
         """Payloads of all the method's sections."""
-        return {
+        known = next((sections for of, sections in self._written if of is solution), None)
+        if known is not None:
+            return known
+        sections = {
             **self.code(solution).to_sections(),
             "fine": encode_fine(self.fine, fine_sqnr_db(self._quality_db(solution), self._fine_margin_db)),
         }
+        self._written = [*self._written[-1:], (solution, sections)]
+        return sections
 
     def n_bytes(self, solution: Solution) -> int:
         """The archive's bytes."""
