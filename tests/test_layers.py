@@ -16,8 +16,8 @@ PACKAGE = Path(wcompress.__file__).parent
 
 # A module may import from its own layer's row only itself, and anything from the rows above.
 LAYERS = [
-    ["errors", "interrupts"],
-    ["wire", "files", "device", "deadline", "fidelity", "threads", "compiled", "progress"],
+    ["errors", "interrupts", "compiled"],
+    ["wire", "files", "device", "deadline", "fidelity", "threads", "progress"],
     ["checkpoint", "blocks", "entropy", "archive", "tasks"],
     ["vae"],
     ["codec"],
