@@ -17,6 +17,8 @@ _ENERGY_PART = 1 << 13
 _PART = 1 << 14
 _LANES = 64
 _PIECE = 1 << 15  # a multiple of what an energy is summed by
+COMPARABLE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+"""Of which torch tells the largest without making another tensor."""
 _NOT_COMPUTABLE = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}
 
 
@@ -109,7 +111,7 @@ def largest_magnitude(tensor: torch.Tensor) -> float:
     """The largest |w| of a float tensor of any dtype: inf or nan where it holds such a number, 0 where it is empty."""
     if not tensor.numel():
         return 0.0
-    low, high = computable(tensor).aminmax()
+    low, high = (tensor if tensor.dtype in COMPARABLE else computable(tensor)).aminmax()
     return max(-float(low), float(high))
 
 

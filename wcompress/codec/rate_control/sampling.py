@@ -16,7 +16,7 @@ from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.solution import Solution, finest_step
 from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.codec.rate_control.step_search import Target
-from wcompress.fidelity import computable, energy, farthest
+from wcompress.fidelity import COMPARABLE, computable, largest_magnitude, tensor_energy
 from wcompress.progress import Progress
 
 SAMPLE_SIZE = 1 << 19
@@ -83,9 +83,9 @@ def sampled_rate(
         n_held, times = max(1, tensor.numel()), sizes[name] / max(1, tensor.numel())
         axis, chosen = strips(tuple(tensor.shape), min(1.0, max(keep * times, _FEWEST / n_held)))
         sample[name] = tensor.index_select(axis, torch.from_numpy(chosen)).contiguous() if tensor.ndim else tensor
-        whole_energy += energy(computable(tensor).reshape(-1).numpy()) * times
+        whole_energy += tensor_energy(tensor) * times
         largest = max(largest, _farthest(tensor, rule.scales.exponents[number]))
-        sampled_energy += energy(computable(sample[name]).reshape(-1).numpy())
+        sampled_energy += tensor_energy(sample[name])
         for scales, found in ((rule.scales, rows), (rule.counted, counted)):
             if scales is not None:
                 exponents = scales.exponents[number]
@@ -149,11 +149,13 @@ def sampled_rate(
 
 def _farthest(tensor: torch.Tensor, exponents: tuple[int, ...]) -> float:
     # The largest magnitude in its own scale; exponents are the tensor's, or one for each index of its first dimension.
-    if len(exponents) == 1 or not tensor.numel():
-        return farthest(computable(tensor).reshape(-1).numpy()) / quarter_octaves(exponents[0])
-    rows = computable(tensor).reshape(len(exponents), -1)
-    low, high = rows.aminmax(dim=1)
-    sizes: list[float] = torch.maximum(high, -low).tolist()
+    if not tensor.numel():
+        return 0.0
+    comparable = tensor if tensor.dtype in COMPARABLE else computable(tensor)
+    rows = comparable.reshape(len(exponents), -1)
+    if len(rows) == 1:
+        return largest_magnitude(comparable) / quarter_octaves(exponents[0])
+    sizes: list[float] = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).tolist()
     return max(size / quarter_octaves(exponent) for size, exponent in zip(sizes, exponents, strict=True))
 
 
