@@ -17,6 +17,7 @@ from wcompress.codec.container.manifest import GROUPED_VERSION, QUICK_VERSION, M
 from wcompress.codec.digest import TensorsDigest
 from wcompress.codec.encoded import Encoded
 from wcompress.codec.grouped_encoding import GroupedEncoding
+from wcompress.codec.methods.stored import STORED
 from wcompress.codec.options import PackOptions
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.restoring import restore_group
@@ -103,7 +104,8 @@ def _one_pass(
     keep_restored: bool,
 ) -> Written:
     entries, groups = encoding.entries, encoding.groups
-    comparison, restored = Comparison(), _Restored(entries, keep_all=keep_restored)
+    comparison = Comparison(exact=STORED[options.method].is_exact)
+    restored = _Restored(entries, keep_all=keep_restored)
     n_latents = padding = 0
     spent = {"encode": 0.0, "check": 0.0}
     n_done, n_all = 0, sum(entry.numel for entry in entries if entry.kind != "tie")

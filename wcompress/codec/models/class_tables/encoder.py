@@ -39,6 +39,7 @@ Ints = npt.NDArray[np.int32]
 _TRAINING_BLOCKS = 512
 _TRELLIS_SHARE = 1.25  # of the Lagrangian, at any bits: without contexts a trellis saves no bits by zeros in runs
 _MOST_APART, _LEAST_LOOKED_AT = 8, 1 << 16
+_CHUNK = 512  # weights
 
 
 def sub_features(magnitudes: npt.NDArray[np.floating], sequencing: Sequencing) -> Floats:
@@ -68,6 +69,15 @@ def magnitudes(weights: npt.NDArray[np.floating], sequencing: Sequencing) -> lis
     spans = itertools.pairwise(sequencing.starts.tolist())
     found = ((end - start, sum_and_farthest(weights[start:end])) for start, end in spans)
     return [(total / max(n, 1), largest) for n, (total, largest) in found]
+
+
+def _one_of(every: int, x: InSteps, classes: Ints, class_shift: int) -> tuple[InSteps, Ints, npt.NDArray[np.int64]]:
+    """One of so many chunks of weights, their classes, and where these chunks start: units of their own."""
+    size = max(_CHUNK, 1 << class_shift)
+    n_chunks = len(x) // size
+    weights = x.weights[: n_chunks * size].reshape(n_chunks, size)[::every].reshape(-1)
+    of_chunks = classes[: n_chunks * size >> class_shift].reshape(n_chunks, -1)[::every].reshape(-1)
+    return replace(x, weights=weights), of_chunks, np.arange(0, len(weights) + 1, size)
 
 
 class ClassEncoder:
@@ -161,19 +171,15 @@ class ClassEncoder:
             symbols, found = quantise(x.weights, x.step, classes, shift, bounds, LOW_BITS, every)
             counts = np.stack([found.counts, np.zeros_like(found.counts)], axis=1)
             return self._found(x, scales, symbols, counts, Moments.of_groups(found.groups, found.energy))
-        symbols = search(
-            x,
-            sequencing.unit_starts,
-            classes,
-            shift,
-            machine,
-            levels.array(machine, rates.shape[2] // 2),
-            rates,
-            multiplier,
-        )
-        which = quantisers(symbols, sequencing.unit_starts, machine)
+        starts = sequencing.unit_starts
+        some = x
+        if every > 1:
+            some, classes, starts = _one_of(every, x, classes, shift)
+        levels_in_steps = levels.array(machine, rates.shape[2] // 2)
+        symbols = search(some, starts, classes, shift, machine, levels_in_steps, rates, multiplier)
+        which = quantisers(symbols, starts, machine)
         counts = count_symbols(symbols, which, classes, shift)
-        return self._found(x, scales, symbols, counts, Moments.of(x, symbols, which, machine))
+        return self._found(x, scales, symbols, counts, Moments.of(some, symbols, which, machine))
 
     def _found(self, x: InSteps, scales: ScaleModel, symbols: Ints, counts: Floats, moments: Moments) -> Solution:
         tables = fit_tables(counts)
