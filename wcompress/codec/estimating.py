@@ -44,7 +44,8 @@ _LEAST_SAMPLE = 1 << 16  # weights, of a shard
 _EFFICIENCY = 0.85  # of threads that encode groups beside each other
 _LIGHT_EFFICIENCY = 0.6  # the same where little is done with each weight, and memory and disk hold them up
 _PASSES = 1.3  # that a target takes, on average
-_GROUP_BYTES = 170  # of memory that an element of a group takes while it is encoded
+# Of memory that an element of a group takes while it is encoded: without loss, at effort 1, at higher ones.
+_EXACT_BYTES, _QUICK_BYTES, _GROUP_BYTES = 20, 100, 170
 _LIBRARIES_BYTES = 390 << 20  # of memory, before anything is packed
 _DB_AN_OCTAVE = 6.02
 
@@ -116,7 +117,7 @@ def estimated(job: Job) -> tuple[Written, Estimate]:
     encoding_s = n_passes * (found.cpu_s + cpu_s) / (efficiency * n_together if n_together > 1 else 1.0)
     estimate = Estimate(
         seconds=planning_s + sampling_s + encoding_s,
-        peak_bytes=_memory(owners, n_together),
+        peak_bytes=_memory(owners, n_together, options),
         sampled=True,
     )
     written = Written(
@@ -275,9 +276,10 @@ def _met(sections: dict[str, int], budget: int) -> dict[str, int]:
     return sections | {"symbols": max(0, sections["symbols"] + round(AIMED_OF_BYTES * budget) - total)}
 
 
-def _memory(entries: Sequence[TensorEntry], n_together: int) -> int:
+def _memory(entries: Sequence[TensorEntry], n_together: int, options: PackOptions) -> int:
     """The most memory that packing takes, bytes."""
+    each = _EXACT_BYTES if STORED[options.method].is_exact else _QUICK_BYTES if options.effort == 1 else _GROUP_BYTES
     # A tensor that is kept finely is in one group, however large.
     largest = max((entry.numel for entry in entries if entry.kind == "fine"), default=0)
-    groups = n_together * _GROUP_BYTES * max(GROUP_SIZE, largest)
+    groups = n_together * each * max(GROUP_SIZE, largest)
     return max(peak_bytes(), _LIBRARIES_BYTES + groups)
