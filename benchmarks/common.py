@@ -77,7 +77,7 @@ def merge_result(name: str, rows: Sequence[Mapping[str, Any]], key: Sequence[str
     Args:
         name: of the result.
         rows: new ones; may be written again and again as they become more.
-        key: the fields that say which row it is.
+        key: the fields that say which row it is; a row may be without one.
         **document: what else the file holds.
     """
     path = RESULTS / f"{name}.json"
@@ -94,8 +94,8 @@ def merged(
     key: Sequence[str],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Old rows, but new ones where both have one; and the runs that these rows come from, renumbered."""
-    found = {tuple(row[field] for field in key): (row, runs[row["run"]]) for row in old}
-    found.update({tuple(row[field] for field in key): (row, run) for row in new})
+    found = {tuple(row.get(field) for field in key): (row, runs[row["run"]]) for row in old}
+    found.update({tuple(row.get(field) for field in key): (row, run) for row in new})
     used: list[dict[str, Any]] = []
     for _, origin in found.values():
         if origin not in used:

@@ -167,6 +167,22 @@ def large_folder(results: Results) -> str:
     return markdown_table(heading, rows)
 
 
+def engines(results: Results) -> str:
+    rows = [
+        [
+            row["engine"],
+            f"{row['effort']}",
+            f"{row['s']:.1f} s",
+            f"{row['undisturbed_s']:.1f} s" if "undisturbed_s" in row else "–",
+            f"{row.get('kills', 0)}",
+            "yes" if row["same_bytes"] else "no",
+        ]
+        for row in results["engines"]["rows"]
+    ]
+    heading = ["engine", "effort", "time", "without kills", "workers killed", "the bytes of one process"]
+    return markdown_table(heading, rows)
+
+
 def dry_runs(results: Results) -> str:
     heading = [
         "model",

@@ -192,17 +192,23 @@ def _times_as_fast(row: dict[str, Any], name: str) -> str:
 
 
 def _command_times(results: Results) -> str:
+    by_model: dict[str, dict[str, Any]] = {}
+    for row in results["speed"]["rows"]:
+        if row["what"] == "command":
+            by_model.setdefault(row["model"], {})[row["name"]] = row
     rows = [
         [
-            f"`wcompress {row['name']}`",
-            row["model"],
-            f"{row['first_s']:.1f} s",
-            f"{row['again_s']['median']:.1f} s",
+            model,
+            *(
+                f"{seconds:.1f} s"
+                for name in ("pack", "unpack")
+                for seconds in (commands[name]["first_s"], commands[name]["again_s"]["median"])
+            ),
         ]
-        for row in results["speed"]["rows"]
-        if row["what"] == "command"
+        for model, commands in by_model.items()
     ]
-    return markdown_table(["command", "model", "first run", "later runs"], rows)
+    heading = ["model", "`wcompress pack`, first run", "later runs", "`wcompress unpack`, first run", "later runs"]
+    return markdown_table(heading, rows)
 
 
 def _ablation(results: Results) -> str:
