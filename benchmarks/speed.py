@@ -6,12 +6,13 @@
 process: from tensors to a file that met its size and was decoded as a check, and back. NNCodec's are its own calls in
 memory at the one `qp` that comes closest to our bits, with its defaults and with `BEST`; the faster of the two counts.
 All take turns, and everything has run once before. `commands`: `python -m wcompress pack` and `unpack` of small models'
-checkpoints, each with an empty NUMBA_CACHE_DIR, as on a first run, and again. Writes `benchmarks/results/speed.json`.
+checkpoints, each from a copy of the package without anything compiled, as on a first run, and again. Writes `benchmarks/results/speed.json`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -134,16 +135,22 @@ def measure_library(codec: NNCodec, n_weights: int, efforts: Sequence[int], repe
     return [row if row["effort"] is None else {**row, **against(row, theirs)} for row in rows]
 
 
-def run_command(arguments: Sequence[str], numba_cache: Path) -> float:
+def run_command(arguments: Sequence[str], place: Path) -> float:
     """Seconds that a command of wcompress takes.
+
+    Args:
+        arguments: of the command.
+        place: holds the package, and nothing compiled of it at first.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(numba_cache)}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(place / "cache"), "TMPDIR": str(place)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    environment.pop("PYTHONPATH", None)
     command = [sys.executable, "-m", "wcompress", *arguments]
     start = time.perf_counter()
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=place, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
@@ -168,9 +175,10 @@ def measure_commands(checkpoint: Path, model: str, repeats: int) -> list[dict[st
         }
         for command, arguments in commands.items():
             # The second command may not profit from what the first compiled.
-            cache = folder / f"numba-{command}"
-            first = run_command(arguments, cache)
-            again = [run_command(arguments, cache) for _ in range(repeats)]
+            place = folder / command
+            shutil.copytree(ROOT / "wcompress", place / "wcompress", ignore=shutil.ignore_patterns("__pycache__"))
+            first = run_command(arguments, place)
+            again = [run_command(arguments, place) for _ in range(repeats)]
             rows.append(
                 {
                     "what": "command",

@@ -297,6 +297,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "lossless": (_lossless, ("lossless",)),
     "large-folder": (real_tables.large_folder, ("large_folder",)),
     "dry-runs": (real_tables.dry_runs, ("large_folder",)),
+    "engines": (real_tables.engines, ("engines",)),
     "large-lossless": (real_tables.large_lossless, ("large_lossless",)),
     "speed": (_speed, ("speed",)),
     "command-times": (_command_times, ("speed",)),
