@@ -6,7 +6,9 @@
 process: from tensors to a file that met its size and was decoded as a check, and back. NNCodec's are its own calls in
 memory at the one `qp` that comes closest to our bits, with its defaults and with `BEST`; the faster of the two counts.
 All take turns, and everything has run once before. `commands`: `python -m wcompress pack` and `unpack` of small models'
-checkpoints, each from a copy of the package without anything compiled, as on a first run, and again. Writes `benchmarks/results/speed.json`.
+checkpoints, each from a copy of the package without anything compiled, as on a first run, and again.
+
+Writes `benchmarks/results/speed.json`.
 """
 
 from __future__ import annotations
