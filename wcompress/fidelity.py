@@ -17,8 +17,7 @@ _ENERGY_PART = 1 << 13
 _PART = 1 << 14
 _LANES = 64
 _PIECE = 1 << 15  # a multiple of what an energy is summed by
-COMPARABLE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-"""Of which torch tells the largest without making another tensor."""
+_COMPARABLE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _NOT_COMPUTABLE = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}
 
 
@@ -111,7 +110,7 @@ def largest_magnitude(tensor: torch.Tensor) -> float:
     """The largest |w| of a float tensor of any dtype: inf or nan where it holds such a number, 0 where it is empty."""
     if not tensor.numel():
         return 0.0
-    low, high = (tensor if tensor.dtype in COMPARABLE else computable(tensor)).aminmax()
+    low, high = comparable(tensor).aminmax()
     return max(-float(low), float(high))
 
 
@@ -123,6 +122,11 @@ def is_finite(tensor: torch.Tensor) -> bool:
 def computable(tensor: torch.Tensor) -> torch.Tensor:
     """A float tensor of any dtype as float32, or float64 if it is, without rounding."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
+
+
+def comparable(tensor: torch.Tensor) -> torch.Tensor:
+    """A float tensor of any dtype as one of which torch tells the largest; most are, and no other tensor is made."""
+    return tensor if tensor.dtype in _COMPARABLE else computable(tensor)
 
 
 def energy(array: npt.NDArray[np.floating]) -> float:
@@ -286,6 +290,7 @@ def _measure(
     n_lanes = lanes.shape[1]
     signals, noises, largest = lanes[0], lanes[1], lanes[2]
     largest[:] = -1.0
+    is_unknown = False
     for row in range(n_rows):
         of_row, of_other = weights[row], restored[row]
         signals[:], noises[:] = 0.0, 0.0
@@ -303,9 +308,8 @@ def _measure(
         for i in range(n_lanes):
             signal[row] += signals[i]
             noise[row] += noises[i]
-        if np.isnan(noise[row]):
-            return np.nan
-    return float(largest.max())
+        is_unknown |= np.isnan(noise[row])
+    return np.nan if is_unknown else float(largest.max())
 
 
 def _energy_of_finite(tensor: torch.Tensor) -> float | None:

@@ -16,7 +16,7 @@ from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.solution import Solution, finest_step
 from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.codec.rate_control.step_search import Target
-from wcompress.fidelity import COMPARABLE, computable, largest_magnitude, tensor_energy
+from wcompress.fidelity import comparable, largest_magnitude, tensor_energy
 from wcompress.progress import Progress
 
 SAMPLE_SIZE = 1 << 19
@@ -151,10 +151,9 @@ def _farthest(tensor: torch.Tensor, exponents: tuple[int, ...]) -> float:
     # The largest magnitude in its own scale; exponents are the tensor's, or one for each index of its first dimension.
     if not tensor.numel():
         return 0.0
-    comparable = tensor if tensor.dtype in COMPARABLE else computable(tensor)
-    rows = comparable.reshape(len(exponents), -1)
+    rows = comparable(tensor).reshape(len(exponents), -1)
     if len(rows) == 1:
-        return largest_magnitude(comparable) / quarter_octaves(exponents[0])
+        return largest_magnitude(tensor) / quarter_octaves(exponents[0])
     sizes: list[float] = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).tolist()
     return max(size / quarter_octaves(exponent) for size, exponent in zip(sizes, exponents, strict=True))
 

@@ -140,8 +140,10 @@ class ClassEncoder:
                 assert solution is not None
                 scales = self._with_prior(static, solution, rates)
             known = solution or start
-            multiplier = config.multiplier if config.machine.n_states == 1 else _TRELLIS_SHARE * config.multiplier
-            if known is not None and len(x) and config.machine.n_states == 1:
+            multiplier = config.multiplier
+            if config.machine.n_states > 1:
+                multiplier *= _TRELLIS_SHARE
+            elif known is not None and len(x):
                 multiplier = config.multiplier_at(known.symbol_bits / len(x))
             # All but the last pass find tables and levels alone, which a part of many weights has as well.
             every = 1 if number == n_passes - 1 or config.use_prior else len(x) // _LEAST_LOOKED_AT
