@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.compiled import compiled
+from wcompress.compiled import compiled, inlined
 
 Ints = npt.NDArray[np.int32]
 Shorts = npt.NDArray[np.int16]
@@ -93,7 +93,7 @@ def find_branches(
     """
     # No branch depends on a weight: it could not be foreseen, which takes longer than all of this.
     n, top = len(x), np.float32(levels.shape[1] - 3)
-    half, unit, one, two = np.float32(0.5), np.float32(1.0), np.uint64(1), np.uint64(2)
+    half, unit = np.float32(0.5), np.float32(1.0)
     width, levels0, levels1 = np.uint64(levels.shape[1]), levels[0], levels[1]
     start = 0
     while start < n:
@@ -107,35 +107,40 @@ def find_branches(
             size, none, negative = abs(away), from_zero * from_zero, np.uint64(away < 0)
             signed = negative * width
             m = np.uint64(min(size * half, top))
-            d0, d1, d2 = size - levels0[m], size - levels0[m + one], size - levels0[m + two]
-            at = m + signed
-            below, middle, above = d0 * d0 + rest0[at], d1 * d1 + rest0[at + one], d2 * d2 + rest0[at + two]
-            odd = m & one
-            side = min(below, above)
-            even_cost = min(middle + choice[odd], side + choice[one - odd])
-            odd_cost = min(middle + choice[one - odd], side + choice[odd])
-            zero_cost = none + zero0
-            flag = np.uint64(below < above) | np.uint64(zero_cost <= even_cost) << one | odd << two
-            even_cost = min(even_cost, zero_cost)
+            even, odd, flag = _of_quantiser(size, m, signed, none + zero0, levels0, rest0, choice)
             nearest[i] = m
             m = np.uint64(min((size + unit) * half, top))
-            d0, d1, d2 = size - levels1[m], size - levels1[m + one], size - levels1[m + two]
-            at = m + signed
-            below, middle, above = d0 * d0 + rest1[at], d1 * d1 + rest1[at + one], d2 * d2 + rest1[at + two]
-            odd = m & one
-            side = min(below, above)
-            even_cost1 = min(middle + choice[odd], side + choice[one - odd])
-            odd_cost1 = min(middle + choice[one - odd], side + choice[odd])
-            zero_cost = none + zero1
-            flag1 = np.uint64(below < above) | np.uint64(zero_cost <= even_cost1) << one | odd << two
-            even_cost1 = min(even_cost1, zero_cost)
+            even1, odd1, flag1 = _of_quantiser(size, m, signed, none + zero1, levels1, rest1, choice)
             flags[i] = flag | flag1 << np.uint64(_BITS) | negative << np.uint64(2 * _BITS)
-            least = min(min(even_cost, odd_cost), min(even_cost1, odd_cost1))
-            costs[i, 0, lane] = even_cost - least
-            costs[i, 1, lane] = odd_cost - least
-            costs[i, 2, lane] = even_cost1 - least
-            costs[i, 3, lane] = odd_cost1 - least
+            least = min(min(even, odd), min(even1, odd1))
+            costs[i, 0, lane] = even - least
+            costs[i, 1, lane] = odd - least
+            costs[i, 2, lane] = even1 - least
+            costs[i, 3, lane] = odd1 - least
         start = stop
+
+
+@inlined
+def _of_quantiser(
+    size: np.float32,
+    m: np.uint64,
+    signed: np.uint64,
+    zero_cost: np.float32,
+    levels: Singles,
+    rest: Singles,
+    choice: Singles,
+) -> tuple[np.float32, np.float32, np.uint64]:
+    # Under one quantiser, of a weight's size between magnitudes m and m + 1: the least cost of an even symbol and of an
+    # odd one, and its bits of the flags.
+    one, two = np.uint64(1), np.uint64(2)
+    at = m + signed
+    d0, d1, d2 = size - levels[m], size - levels[m + one], size - levels[m + two]
+    below, middle, above = d0 * d0 + rest[at], d1 * d1 + rest[at + one], d2 * d2 + rest[at + two]
+    side, parity = min(below, above), m & one
+    even = min(middle + choice[parity], side + choice[one - parity])
+    odd = min(middle + choice[one - parity], side + choice[parity])
+    flag = np.uint64(below < above) | np.uint64(zero_cost <= even) << one | parity << two
+    return min(even, zero_cost), odd, flag
 
 
 @compiled()
