@@ -130,7 +130,7 @@ def _search_unit(
 
 
 @compiled()
-def _search_shifted(
+def _search_scalar(
     x: Singles,
     first: int,
     classes: Ints,
@@ -141,7 +141,7 @@ def _search_shifted(
     shifts: Singles,
     symbols: Ints,
 ) -> None:
-    # One state: the two symbols around a weight, the one below these, and zero.
+    # The two symbols around a weight, the one below these, and zero.
     top = np.float32(levels.shape[1] - 3)
     for i in range(len(x)):
         row = classes[(first + i) >> class_shift]
@@ -154,32 +154,6 @@ def _search_shifted(
             if cost < best:
                 best, found = cost, k
         symbols[i] = -found if away < 0 else found
-
-
-@compiled(fastmath=True)
-def _search_scalar(x: Singles, classes: Ints, class_shift: int, first: int, thresholds: Singles, symbols: Ints) -> None:
-    # A magnitude's symbol is how many thresholds it is beyond: one instruction compares many weights of one class.
-    start, n = 0, len(x)
-    while start < n:
-        cls = classes[(first + start) >> class_shift]
-        end = start + (1 << class_shift)
-        while end < n and end - start < 512 and classes[(first + end) >> class_shift] == cls:
-            end += 1 << class_shift
-        some, out = x[start : min(end, n)], symbols[start : min(end, n)]
-        row = thresholds[cls]
-        start = end
-        largest = np.float32(0.0)
-        for i in range(len(some)):
-            out[i] = 0
-            largest = max(largest, abs(some[i]))
-        for k in range(1, len(row)):
-            threshold = row[k]
-            if largest <= threshold:
-                break
-            for i in range(len(some)):
-                out[i] += abs(some[i]) > threshold
-        for i in range(len(some)):
-            out[i] = -out[i] if some[i] < 0 else out[i]
 
 
 def thresholds(levels: Singles, rates: Singles, multiplier: float) -> Singles:
@@ -222,7 +196,7 @@ def search(
         machine: the trellis.
         levels: float32 `[2, 2·limit + 1]`, what quantiser and symbol + limit reconstruct to, in steps; the
             levels of −k are those of k but for their sign.
-        rates: float32 `[n_classes, 2, 2·limit + 1]`, bits; of one state the same for k and −k.
+        rates: float32 `[n_classes, 2, 2·limit + 1]`, bits.
         multiplier: Lagrangian, in squared steps a bit.
         shifts: float32 `[n_classes, 2]`, what is added to the level of a zero, and of any other symbol; None for 0.
 
@@ -230,15 +204,6 @@ def search(
         int32 `[n]`, each within ±limit.
     """
     symbols = np.empty(len(x), np.int32)
-    if machine.n_states == 1 and shifts is None:
-        bounds = thresholds(levels, rates, multiplier)
-
-        def scalar(some: Places) -> None:
-            here = slice(some[0], some[-1])
-            _search_scalar(x[here], classes, class_shift, some[0], bounds, symbols[here])
-
-        units_in_threads(scalar, unit_starts)
-        return symbols
     tables = BranchTables.of(levels, rates, multiplier, shifts)
     branch_of = branches(machine) if machine.n_states > 1 else np.zeros(0, np.int32)
 
@@ -249,7 +214,7 @@ def search(
             if in_lanes:
                 search_units(x[here], batch, classes, class_shift, branch_of, tables, symbols[here])
             elif machine.n_states == 1:
-                _search_shifted(
+                _search_scalar(
                     x[here],
                     here.start,
                     classes,
