@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import llvmlite
 import numba
 import numpy as np
 from numba.core import serialize
 from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, CompileResult
 from numba.core.dispatcher import Dispatcher
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -41,18 +42,19 @@ _dumps: Callable[[Any], bytes] = serialize.dumps
 _njit: Any = numba.njit
 
 
-def compiled(*, nogil: bool = True, fastmath: bool = False, makes_arrays: bool = True) -> Callable[[Kernel], Kernel]:
+def compiled(*, fastmath: bool = False, makes_arrays: bool = False) -> Callable[[Kernel], Kernel]:
     """Compile a function with numba when it is first called, or load what an earlier process compiled.
 
+    Other threads run beside it.
+
     Args:
-        nogil: other threads run beside it.
         fastmath: floating-point operations may be reordered.
-        makes_arrays: it may make some. Where it does not, numba need not count who uses an array; among small functions
-            that hand each other arrays, counting takes longer than the work.
+        makes_arrays: it may make some. Where it does not, numba need not count who uses an array, which takes time, of
+            the compiler too.
     """
 
     def decorate(function: Kernel) -> Kernel:
-        kernel: Any = _njit(nogil=nogil, fastmath=fastmath, _nrt=makes_arrays)(function)
+        kernel: Any = _njit(nogil=True, fastmath=fastmath, _nrt=makes_arrays, no_cfunc_wrapper=True)(function)
         if hasattr(kernel, "_cache"):  # numba may be told not to compile anything
             kernel._cache = _Cache(kernel)
         result: Kernel = kernel
@@ -61,14 +63,35 @@ def compiled(*, nogil: bool = True, fastmath: bool = False, makes_arrays: bool =
     return decorate
 
 
-def inlined(function: Kernel) -> Kernel:
-    """Part of a compiled function: it becomes part of the machine code of whatever calls it, and has no other.
+def part(function: Kernel) -> Kernel:
+    """Part of compiled functions: it is compiled with each that calls it. It makes no arrays; Python cannot call it."""
+    return _part(function)
 
-    It makes no arrays, and plain Python cannot call it.
-    """
-    options = {"forceinline": True, "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    kernel: Kernel = _njit(nogil=True, **options)(function)
+
+def inlined(function: Kernel) -> Kernel:
+    """As `part`, and its machine code is repeated wherever it is called."""
+    return _part(function, forceinline=True)
+
+
+def _part(function: Kernel, **options: bool) -> Kernel:
+    options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+    kernel: Kernel = _njit(nogil=True, pipeline_class=_PartCompiler, **options)(function)
     return kernel
+
+
+class _PartCompiler(Compiler):
+    """Leaves it to what calls a function to optimise it, which it would do anyway."""
+
+    def compile_extra(self, function: Any) -> Any:
+        """What numba calls."""
+        library, compile_extra = cast(Any, _PartLibrary), cast(Any, super().compile_extra)
+        self.state.library = library(self.state.targetctx.codegen(), function.__qualname__)
+        return compile_extra(function)
+
+
+class _PartLibrary(JITCodeLibrary):
+    def _optimize_final_module(self) -> None:
+        pass
 
 
 class _Cache(NullCache):

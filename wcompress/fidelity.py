@@ -289,11 +289,13 @@ def _measure(
     n_rows, width = weights.shape
     n_lanes = lanes.shape[1]
     signals, noises, largest = lanes[0], lanes[1], lanes[2]
-    largest[:] = -1.0
+    for i in range(n_lanes):
+        largest[i] = -1.0
     is_unknown = False
     for row in range(n_rows):
         of_row, of_other = weights[row], restored[row]
-        signals[:], noises[:] = 0.0, 0.0
+        for i in range(n_lanes):
+            signals[i], noises[i] = 0.0, 0.0
         for start in range(0, width, n_lanes):
             some, others = of_row[start : start + n_lanes], of_other[start : start + n_lanes]
             for i in range(len(some)):
@@ -309,7 +311,10 @@ def _measure(
             signal[row] += signals[i]
             noise[row] += noises[i]
         is_unknown |= np.isnan(noise[row])
-    return np.nan if is_unknown else float(largest.max())
+    most = -1.0
+    for i in range(n_lanes):
+        most = max(most, largest[i])
+    return np.nan if is_unknown else most
 
 
 def _energy_of_finite(tensor: torch.Tensor) -> float | None:

@@ -245,16 +245,16 @@ def runs_repeat(words: Words) -> bool:
     """Whether many runs of three magnitudes occur more than once in the words `[n]`."""
     some = words[: 1 << 17] & words.dtype.type((1 << (8 * words.itemsize - 1)) - 1)
     n_runs = len(some) - 2
-    return n_runs > 0 and _n_runs(some.astype(np.uint64)) < 0.8 * n_runs
+    if n_runs <= 0:
+        return False
+    found = np.zeros(1 << (2 * len(some) - 1).bit_length(), np.uint32)
+    return bool(_n_runs(some.astype(np.uint64), found) < 0.8 * n_runs)
 
 
 @compiled()
-def _n_runs(values: npt.NDArray[np.uint64]) -> int:
-    # How many different runs of three there are, by their hashes.
-    n_places = 4
-    while n_places < 2 * len(values):
-        n_places *= 2
-    found = np.zeros(n_places, np.uint32)
+def _n_runs(values: npt.NDArray[np.uint64], found: npt.NDArray[np.uint32]) -> int:
+    # How many different runs of three there are, by their hashes, which go to one of so many places, a power of 2.
+    n_places = len(found)
     n_distinct = 0
     for i in range(len(values) - 2):
         mixed = values[i] * np.uint64(0x9E3779B97F4A7C15)

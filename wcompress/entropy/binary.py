@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.compiled import compiled
+from wcompress.compiled import part
 
 Ints = npt.NDArray[np.int64]
 
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 LOW, HIGH, CODE, POSITION, SIZE, FULL = range(6)
 
 
-@compiled(makes_arrays=False)
+@part
 def code_bit(coder: Ints, decode: bool, bit: bool, probability: int | np.int64, buffer: npt.NDArray[np.uint8]) -> bool:
     # `probability` of a set bit in 1/65536, 1 to 65535.
     low, high = coder[LOW], coder[HIGH]
@@ -47,7 +47,7 @@ def code_bit(coder: Ints, decode: bool, bit: bool, probability: int | np.int64, 
     return bit
 
 
-@compiled(makes_arrays=False)
+@part
 def code_bits(coder: Ints, decode: bool, value: int, n_bits: int, buffer: npt.NDArray[np.uint8]) -> int:
     # Bits as they are, the highest first.
     result = 0
@@ -57,7 +57,7 @@ def code_bits(coder: Ints, decode: bool, value: int, n_bits: int, buffer: npt.ND
     return result
 
 
-@compiled(makes_arrays=False)
+@part
 def code_exp_golomb(coder: Ints, decode: bool, value: int, buffer: npt.NDArray[np.uint8]) -> int:
     # value ≥ 1
     length = 0
@@ -66,9 +66,10 @@ def code_exp_golomb(coder: Ints, decode: bool, value: int, buffer: npt.NDArray[n
     return (1 << length) | code_bits(coder, decode, value & ((1 << length) - 1), length, buffer)
 
 
-@compiled(makes_arrays=False)
+@part
 def start(coder: Ints, decode: bool, size: int, buffer: npt.NDArray[np.uint8]) -> None:
-    coder[:] = 0
+    for i in range(len(coder)):
+        coder[i] = 0
     coder[HIGH] = 0xFFFFFFFF
     coder[SIZE] = size
     if decode:
@@ -77,7 +78,7 @@ def start(coder: Ints, decode: bool, size: int, buffer: npt.NDArray[np.uint8]) -
         coder[POSITION] = 4
 
 
-@compiled(makes_arrays=False)
+@part
 def finish(coder: Ints, buffer: npt.NDArray[np.uint8]) -> int:
     # The shortest number between the bounds that zeros may follow.
     n_bytes = 0

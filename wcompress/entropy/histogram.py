@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.compiled import compiled
+from wcompress.compiled import compiled, part
 from wcompress.entropy.ans import Bounds, Slots, bounds_of, first_of_slot, opened, put, take
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.errors import ArchiveError
@@ -171,17 +171,26 @@ def fit_histogram(counts: Longs, first: int, octave: int = 0, special: int | Non
     # Bits under frequencies that need not add up to 1: log Z ≤ Z − 1, with equality for those that do.
     filling = total * np.exp2(-levels / _STEPS) / np.log(2)
     chosen = np.empty(len(counts), np.int64)
-    _choose_levels(counts.astype(np.float64), total, first, octave, filling, chosen)
+    costs, choices = np.full((2, len(levels)), np.inf), np.zeros((len(counts), len(levels)), np.uint8)
+    _choose_levels(counts.astype(np.float64), total, first, octave, filling, costs, choices, chosen)
     return Histogram(first, tuple(chosen.tolist()), special_level)
 
 
 @compiled()
-def _choose_levels(counts: Floats, total: int, first: int, octave: int, filling: Floats, chosen: Longs) -> None:
+def _choose_levels(
+    counts: Floats,
+    total: int,
+    first: int,
+    octave: int,
+    filling: Floats,
+    costs: Floats,
+    choices: npt.NDArray[np.uint8],
+    chosen: Longs,
+) -> None:
     # The cheapest levels: those of each symbol after each level of the one before. A change by more than `_NEAR` is
     # looked at from the best level before only, and of a symbol that is not rare only levels near its own.
     n_levels = len(filling)
-    best, after = np.full(n_levels, np.inf), np.full(n_levels, np.inf)
-    choices = np.zeros((len(counts), n_levels), np.uint8)
+    best, after = costs[0], costs[1]
     low_before, high_before, cheapest = 0, 0, 0
     for index in range(len(counts)):
         low, high = 0, n_levels
@@ -201,13 +210,16 @@ def _choose_levels(counts: Floats, total: int, first: int, octave: int, filling:
             after[level] = least + counts[index] * level / _STEPS + filling[level]
         best, after = after, best
         low_before, high_before = low, high
-        cheapest = low + int(np.argmin(best[low:high]))
+        cheapest = low
+        for level in range(low + 1, high):
+            if best[level] < best[cheapest]:
+                cheapest = level
     chosen[-1] = cheapest
     for index in range(len(counts) - 1, 0, -1):
         chosen[index - 1] = choices[index, chosen[index]]
 
 
-@compiled()
+@part
 def _change_bits(change: int) -> float:
     # Of the Exp-Golomb code (k = 0) of the zigzagged number.
     bits, magnitude = 1, abs(change)

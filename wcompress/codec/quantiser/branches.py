@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.compiled import compiled, inlined
+from wcompress.compiled import inlined, part
 
 Ints = npt.NDArray[np.int32]
 Shorts = npt.NDArray[np.int16]
@@ -58,7 +58,7 @@ class BranchTables:
         )
 
 
-@compiled()
+@part
 def find_branches(
     x: Singles,
     first: int,
@@ -69,7 +69,7 @@ def find_branches(
     zero: Singles,
     shifts: Singles,
     choice: Singles,
-    lane: int,
+    lane: int | np.int64,
     costs: Singles,
     nearest: Shorts,
     flags: Bytes,
@@ -143,7 +143,7 @@ def _of_quantiser(
     return min(even, zero_cost), odd, flag
 
 
-@compiled()
+@part
 def symbol_of(nearest: np.int64, flags: np.int64, quantiser: int, parity: int) -> np.int64:
     """The symbol of a branch, from what `find_branches` says of the weight."""
     # As above, no branch depends on a weight.

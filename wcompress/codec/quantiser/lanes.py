@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.quantiser.branches import CHOICE, NEVER, BranchTables, find_branches, symbol_of
-from wcompress.compiled import compiled
+from wcompress.compiled import compiled, part
 
 Ints = npt.NDArray[np.int32]
 Shorts = npt.NDArray[np.int16]
@@ -65,6 +65,8 @@ def search_units(
         np.empty(len(x), np.int16),
         np.empty(len(x), np.uint8),
         np.full((2, n_states * LANES), NEVER, np.float32),
+        np.zeros(LANES, np.int64),
+        np.empty(LANES, np.float32),
         np.empty((longest, n_states // _STATES_TOGETHER * LANES), np.uint8),
         symbols,
     )
@@ -86,11 +88,12 @@ def _search(
     nearest: Shorts,
     flags: Bytes,
     states: Singles,
+    last_states: Places,
+    lowest: Singles,
     survivors: Bytes,
     symbols: Ints,
 ) -> None:
     n_units, half, n_steps, first = len(starts) - 1, len(branch_of), len(costs), starts[0]
-    last_states = np.zeros(n_units, np.int64)
     now, then = states[0], states[1]
     for lane in range(LANES):
         now[lane] = np.float32(0.0)
@@ -124,7 +127,7 @@ def _search(
             _advance(costs[i - begin].reshape(-1), branch_of, now, then, survivors[i])
             now, then = then, now
             if i & 7 == 7:
-                _lower(now)
+                _lower(now, lowest)
         for unit in range(n_units):
             if starts[unit + 1] - starts[unit] == end:
                 last_states[unit] = _cheapest(now, 2 * half, unit)
@@ -144,7 +147,7 @@ def _search(
             last_states[unit] = before + half * upper
 
 
-@compiled()
+@part
 def _advance(costs: Singles, branch_of: Ints, now: Singles, then: Singles, survivors: Bytes) -> None:
     # Eight states at a time, whose costs stay in registers; which of two ways was the better one is a bit of a byte.
     half = len(branch_of)
@@ -181,10 +184,11 @@ def _advance(costs: Singles, branch_of: Ints, now: Singles, then: Singles, survi
             bits[i] = byte
 
 
-@compiled()
-def _lower(costs: Singles) -> None:
+@part
+def _lower(costs: Singles, lowest: Singles) -> None:
     # Costs are kept small.
-    lowest = costs[:LANES].copy()
+    for i in range(LANES):
+        lowest[i] = costs[i]
     for start in range(LANES, len(costs), LANES):
         row = costs[start : start + LANES]
         for i in range(LANES):
@@ -195,7 +199,7 @@ def _lower(costs: Singles) -> None:
             row[i] -= lowest[i]
 
 
-@compiled()
+@part
 def _cheapest(costs: Singles, n_states: int, lane: int) -> int:
     at, lowest = 0, costs[lane]
     for state in range(1, n_states):

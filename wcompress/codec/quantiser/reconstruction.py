@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.quantiser.trellis import Trellis
-from wcompress.compiled import compiled
+from wcompress.compiled import compiled, part
 from wcompress.entropy.bits import BitReader, BitWriter, unzigzag, zigzag
 from wcompress.errors import ArchiveError
 from wcompress.fidelity import farthest
@@ -183,7 +183,7 @@ class Levels:
         return replace(self, shifts=tuple(zip(values[::2], values[1::2], strict=True)))
 
 
-@compiled()
+@part
 def _unit(
     i: int,
     which: npt.NDArray[np.uint8],

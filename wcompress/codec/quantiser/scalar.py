@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.compiled import compiled
+from wcompress.compiled import compiled, part
 from wcompress.threads import in_parts
 
 Floats = npt.NDArray[np.float64]
@@ -171,7 +171,7 @@ def _quantise(
                 of_class[np.uint64(edge + ((out[i] + half) >> n_low))] += 1
 
 
-@compiled()
+@part
 def _sum(sizes: Singles, magnitudes: Ints, whole: Longs, sums: Floats) -> None:
     # As many sums of floats as there are lanes in an instruction; the order is always the same.
     n = len(magnitudes)

@@ -112,15 +112,18 @@ def _search_unit(
     symbols: Ints,
 ) -> None:
     # costs: [n, 4, 1]; states: [2, n_states], the first of them before the first step; survivors: [n / 8, n_states].
-    n, half = len(x), len(branch_of)
-    find_branches(x, first, classes, class_shift, levels, rest, zero, shifts, choice, 0, costs, nearest, flags)
+    n, half, lane = len(x), len(branch_of), np.int64(0)  # a literal would be compiled for itself
+    find_branches(x, first, classes, class_shift, levels, rest, zero, shifts, choice, lane, costs, nearest, flags)
     now, then = states[0], states[1]
     for i in range(n):
         _step(now[:half], now[half:], branch_of, costs[i].reshape(-1), survivors[i >> 3], then)
         now, then = then, now
         if i & 7 == 7:
             _lower(now)
-    state = np.argmin(now)
+    state = 0
+    for other in range(1, 2 * half):
+        if now[other] < now[state]:
+            state = other
     for i in range(n - 1, -1, -1):
         upper = (survivors[i >> 3, state] >> (min(i | 7, n - 1) - i)) & 1
         before = state >> 1

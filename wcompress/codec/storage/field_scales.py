@@ -158,7 +158,8 @@ def class_sizes(n: int, rows: Longs, columns: Longs, sizes: Longs) -> None:
         sizes: gets the counts, `[n_classes]`.
     """
     width, low_bits = len(columns), len(sizes) - 1
-    sizes[:] = 0
+    for cls in range(len(sizes)):
+        sizes[cls] = 0
     for row in range(len(rows)):
         for column in range(min(width, n - row * width)):
             sizes[(rows[row] + columns[column]) & low_bits] += 1
@@ -341,7 +342,7 @@ def _measure(heads: Heads, sizes: Floats, grid: Floats, row_counts: Longs, colum
         row_counts[row] = n_usable
 
 
-@compiled(fastmath=True)
+@compiled(fastmath=True, makes_arrays=True)
 def _row_sums(grid: Floats, weights: Floats, n_rows: int) -> Floats:
     sums, width = np.zeros(n_rows, np.float32), len(weights)
     for row in range(n_rows):
@@ -352,7 +353,7 @@ def _row_sums(grid: Floats, weights: Floats, n_rows: int) -> Floats:
     return sums
 
 
-@compiled()
+@compiled(makes_arrays=True)
 def _column_sums(grid: Floats, weights: Floats, width: int) -> Floats:
     sums = np.zeros(width, np.float32)
     for row in range(len(weights)):

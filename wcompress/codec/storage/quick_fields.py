@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.storage.fields import Layout
-from wcompress.compiled import compiled
+from wcompress.compiled import compiled, part
 from wcompress.entropy.arrays import Kind, Words, pack_numbers, unpack_numbers
 from wcompress.errors import ArchiveError
 from wcompress.wire import ByteCursor, encode_varint
@@ -55,7 +55,9 @@ def pack_quick(words: Words, layout: Layout) -> bytes | None:
             return None
     symbols, rest = np.empty(n, np.uint8), np.empty(n, words.dtype)
     used_bits = _split(words, layout.mantissa, layout.exponent, base, symbols, rest)
-    counts = _counts(symbols)
+    counted = np.zeros((4, 256), np.int64)
+    _count(symbols, counted)
+    counts = counted.sum(0)
     # Zeros, and bits that are 0 everywhere, are what form 6 knows of.
     if (base == 0 and counts[0] > _MOST_ZEROS * n) or not int(used_bits) & 1:
         return None
@@ -169,13 +171,10 @@ def _join(words: Words, symbols: Bytes, n_mantissa: int, n_exponent: int, first:
 
 
 @compiled()
-def _counts(symbols: Bytes) -> Longs:
+def _count(symbols: Bytes, counts: Longs) -> None:
     # In four rows, so that equal neighbours do not wait for each other.
-    counts = np.zeros((4, 256), np.int64)
     for i in range(len(symbols)):
         counts[i & 3, symbols[i]] += 1
-    total: Longs = counts.sum(0)
-    return total
 
 
 @compiled()
@@ -197,7 +196,7 @@ def _encode(symbols: Bytes, table: Table, states: Table, stream: npt.NDArray[np.
     return int(end)
 
 
-@compiled()
+@part
 def _put(
     state: np.uint64, symbol: np.uint8, table: Table, stream: npt.NDArray[np.uint16], end: np.uint64
 ) -> tuple[np.uint64, np.uint64]:
@@ -230,7 +229,7 @@ def _decode(stream: npt.NDArray[np.uint16], states: Table, table: npt.NDArray[np
     return int(at)
 
 
-@compiled()
+@part
 def _next(
     state: np.uint64, table: npt.NDArray[np.uint32], stream: npt.NDArray[np.uint16], at: np.uint64, last: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint8]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from wcompress.compiled import compiled
+from wcompress.compiled import part
 
 Ints = npt.NDArray[np.int64]
 
 
-@compiled(makes_arrays=False)
+@part
 def log2(x: int, log: Ints) -> int:
     # 16 · log2(x) for x ≥ 1, rounded down
     bits = 0
@@ -36,12 +36,12 @@ def log2(x: int, log: Ints) -> int:
     return int(16 * bits + log[mantissa])
 
 
-@compiled(makes_arrays=False)
+@part
 def mean_log(total: int, count: int, log: Ints) -> int:
     # 16 · log2(total / count + 0.08), both with 12 bits after the point
     return log2(total + ((328 * count) >> 12) + 1, log) - log2(count, log)
 
 
-@compiled(makes_arrays=False)
+@part
 def sign(x: int) -> int:
     return 1 if x > 0 else (-1 if x < 0 else 0)

@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]
 
 
-@compiled(makes_arrays=False)
+@compiled()
 def run_unit(
     first: int,
     last: int,
