@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import wcompress
-from wcompress import compiled as cache
-from wcompress.compiled import _Folder, compiled
+from wcompress import kernel_files
+from wcompress.compiled import compiled
+from wcompress.kernel_files import Folder
 
 PACKAGE = Path(wcompress.__file__).parent
 OFFSET = 7
@@ -34,10 +35,10 @@ def fresh() -> Callable[[int], int]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "kernels"
 
-    def folders() -> Iterator[_Folder]:
-        yield _Folder(path, private=True)
+    def folders() -> Iterator[Folder]:
+        yield Folder(path, private=True)
 
-    monkeypatch.setattr(cache, "_folders", folders)
+    monkeypatch.setattr(kernel_files, "_folders", folders)
     return path
 
 
@@ -75,7 +76,7 @@ def test_damaged_files_are_ignored_and_written_anew(folder: Path) -> None:
         if damaged == whole:
             continue
         path.write_bytes(damaged)
-        assert cache._load(path.name) is None
+        assert kernel_files.load(path.name) is None
     kernel = fresh()
     assert kernel(5) == 22
     assert hits(kernel) == 0
@@ -88,7 +89,7 @@ def test_a_whole_file_of_something_else_is_ignored(folder: Path) -> None:
     fresh()(5)
     path = only_file(folder)
     for content in (b"", b"no pickle", b"cos\nno_such_function\n."):
-        cache._save(path.name, content)
+        kernel_files.save(path.name, content)
         assert fresh()(5) == 22
 
 

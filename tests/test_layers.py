@@ -16,12 +16,14 @@ PACKAGE = Path(wcompress.__file__).parent
 
 # A module may import from its own layer's row only itself, and anything from the rows above.
 LAYERS = [
-    ["errors", "interrupts", "compiled"],
+    ["errors", "interrupts", "kernel_files"],
+    ["ahead"],
+    ["compiled"],
     ["wire", "files", "device", "deadline", "fidelity", "threads", "progress"],
     ["checkpoint", "blocks", "entropy", "archive", "tasks"],
     ["vae"],
     ["codec"],
-    ["directories"],
+    ["directories", "first_kernels"],
     ["evaluate"],
     ["refine"],
     ["api"],

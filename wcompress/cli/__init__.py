@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from wcompress import __version__, interrupts
+from wcompress import __version__, ahead, interrupts
 from wcompress.cli.failures import INTERNAL_ERROR, failure_of
 
 _COMMANDS = {
@@ -97,7 +97,12 @@ def main() -> None:
         from click.shell_completion import shell_complete
 
         sys.exit(shell_complete(cli, {}, "wcompress", COMPLETE_VARIABLE, instruction))
-    sys.exit(run(sys.argv[1:]))
+    ahead.allow()
+    try:
+        code = run(sys.argv[1:])
+    finally:
+        ahead.finish()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

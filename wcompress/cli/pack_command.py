@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wcompress import ahead
 from wcompress.cli.common import (
     Output,
     common_options,
@@ -177,6 +178,9 @@ def command(
 
     Several MODELs get an archive each, and one that fails does not stop the others; the exit code is the highest.
     """
+    if method in ("vae", "trellis"):
+        ahead.start()  # before torch is imported, which takes as long as many a kernel
+
     from wcompress.codec.options import PackOptions
     from wcompress.codec.tensor_rules import split_rule
 
