@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wcompress import kernel_files
@@ -32,15 +32,17 @@ _HOME = Path(__file__).parent
 class _Helper:
     """The other process, and what it is at.
 
+    Args:
+        command: starts it.
+
     Attributes:
         at: the name of the file that it is about to make, or what that begins with; None where it has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         places = [str(_HOME.parent), *(place for place in sys.path if place)]
         self._process = subprocess.Popen(
-            # -P: nothing is imported from the current folder, which may be the model's.
-            [sys.executable, "-P", "-m", "wcompress.first_kernels"],
+            command,
             stdin=subprocess.PIPE,  # it ends when this one is closed
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -54,8 +56,8 @@ class _Helper:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._process.stdout:
+        with contextlib.suppress(OSError, ValueError), self._process.stdout as lines:
+            for line in lines:
                 self._is_at(line.decode(errors="replace").strip())
         self._is_at(None)
 
@@ -120,7 +122,8 @@ def start() -> None:
         return
     if kernel_files.load(marker()) is None and kernel_files.can_save():
         with contextlib.suppress(OSError, ValueError):
-            _state.helper = _Helper()
+            # -P: nothing is imported from the current folder, which may be the model's.
+            _state.helper = _Helper([sys.executable, "-P", "-m", "wcompress.first_kernels"])
 
 
 def finish() -> None:
