@@ -27,7 +27,7 @@ class Encoded:
         n_latents: numbers in all latents.
         history: of the paper's VAE.
         method: whose sections these are.
-        refined: the values were trained, and need not be near the model's.
+        refined: the values were trained, or moved to make errors good, and need not be near the model's.
         floors: that hold for every tensor and row; None where there are none.
         warnings: one line each.
         choices: the tensors for which a rule chose.

@@ -13,6 +13,7 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.packers.job import Job
 from wcompress.codec.packers.packer import PACKERS
 from wcompress.codec.plan import Plan, plan_tensors
+from wcompress.codec.quantiser.sensitivity import Feedback
 from wcompress.codec.rate_control.step_rule import default_sqnr_db
 from wcompress.codec.storage.exact import encode_raw
 from wcompress.codec.tensor_rules import Chosen, choose
@@ -28,18 +29,22 @@ def encode(
     progress: Progress | None,
     *,
     whole: Tensors | None = None,
+    feedbacks: Mapping[str, Feedback] | None = None,
 ) -> Encoded:
     """Encode a model by the method that the options name, all of it at once.
 
     Args:
         checkpoint, options, device, progress: see `Job`.
         whole: see there; by default `checkpoint` is all of it.
+        feedbacks: see there.
 
     Raises:
         TargetUnreachable: no archive meets the target.
     """
     whole = checkpoint.tensors if whole is None else whole
-    return encode_plan(planned(checkpoint, options, whole), Job(checkpoint, options, device, progress, whole))
+    return encode_plan(
+        planned(checkpoint, options, whole), Job(checkpoint, options, device, progress, whole, feedbacks)
+    )
 
 
 def planned(checkpoint: Checkpoint, options: PackOptions, whole: Tensors, *, of: Checkpoint | None = None) -> Plan:

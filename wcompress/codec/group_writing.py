@@ -76,6 +76,7 @@ def write_groups(
     progress: Progress | None,
     *,
     keep_restored: bool,
+    refined: bool = False,
 ) -> Written:
     """Encodes and writes all groups, in as many passes as the target takes.
 
@@ -86,9 +87,10 @@ def write_groups(
         path: of the archive, which does not exist yet.
         progress: called as the work goes on.
         keep_restored: whether the restored tensors are to be returned.
+        refined: see `wcompress.codec.container.manifest.Manifest`.
     """
     while True:
-        written = _one_pass(encoding, checkpoint, options, path, progress, keep_restored=keep_restored)
+        written = _one_pass(encoding, checkpoint, options, path, progress, keep_restored=keep_restored, refined=refined)
         if not encoding.again(written.figures.sqnr_db, written.n_bytes):
             return written
         path.unlink()
@@ -102,6 +104,7 @@ def _one_pass(
     progress: Progress | None,
     *,
     keep_restored: bool,
+    refined: bool,
 ) -> Written:
     entries, groups = encoding.entries, encoding.groups
     comparison = Comparison(exact=STORED[options.method].is_exact)
@@ -149,6 +152,7 @@ def _one_pass(
             metadata=dict(checkpoint.metadata),
             worst=figures.worst,
             groups=groups,
+            refined=refined,
             quick=options.is_quick,
         )
         writer.add("manifest", manifest.to_bytes())

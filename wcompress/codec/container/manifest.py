@@ -91,7 +91,8 @@ class Manifest:
         n_latents: numbers in all latents, 0 where the method has none.
         sqnr_db: as measured when packing, None where it has no meaning.
         metadata: the safetensors metadata of the source.
-        refined: the values were trained while they were quantised, and need not be near the source's.
+        refined: the values were trained while they were quantised, or moved to make errors good: they need not be near
+            the source's.
         worst: the poorest of what is coded with loss, as measured when packing; None where there is none, or where
             it was not the weights that were to be kept.
         groups: the parts that each group holds, in order; empty where all tensors are one group.

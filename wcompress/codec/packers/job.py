@@ -13,6 +13,7 @@ from wcompress.codec.container.manifest import Part
 from wcompress.codec.encoded import Encoded
 from wcompress.codec.options import PackOptions
 from wcompress.codec.plan import Plan
+from wcompress.codec.quantiser.sensitivity import Feedback
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.rate_control.sampling import Sampled
 from wcompress.progress import Progress
@@ -31,6 +32,7 @@ class Job:
         progress: called as the work goes on.
         whole: the tensors of the whole model in order, of which `checkpoint` is a shard; only their names, shapes and
             whether they are floating-point are looked at.
+        feedbacks: of all float tensors by name, where inputs tell what errors cost.
     """
 
     checkpoint: Checkpoint
@@ -38,6 +40,7 @@ class Job:
     device: str
     progress: Progress | None
     whole: Mapping[str, torch.Tensor]
+    feedbacks: Mapping[str, Feedback] | None = None
 
     @property
     def budget(self) -> int | None:

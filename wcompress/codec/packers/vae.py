@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from functools import partial
 
+import torch
+
 from wcompress.codec.encoded import Encoded
 from wcompress.codec.options import PackOptions
 from wcompress.codec.packers.job import Job
@@ -40,9 +42,10 @@ def encode_whole(plan: Plan, job: Job, raw_bytes: int) -> tuple[Encoded, Mapping
     check_sub_blocks(options)
     coded = dict(plan.to_code.items())
     padding = -sum(tensor.numel() for tensor in coded.values()) % options.block_size
+    refined = job.feedbacks is not None
 
     def other_bytes(solution: Solution, sqnr_db: float) -> list[int]:
-        about = Encoded(plan.entries, {}, padding, solution.model.scales.latents.size)
+        about = Encoded(plan.entries, {}, padding, solution.model.scales.latents.size, refined=refined)
         # What the manifest will record is not known yet; nothing takes more digits.
         last = plan.entries[-1].name
         worst = Worst(last, -100.1, -100.2, last)
@@ -61,7 +64,7 @@ def encode_whole(plan: Plan, job: Job, raw_bytes: int) -> tuple[Encoded, Mapping
     search = kind(
         coded,
         plan.fine,
-        StepRule.of(job.whole, coded, by_sqnr=by_sqnr),
+        step_rule(job, coded),
         block_size=options.block_size,
         latent_dim=options.latent_dim,
         effort=options.effort,
@@ -86,7 +89,15 @@ def encode_whole(plan: Plan, job: Job, raw_bytes: int) -> tuple[Encoded, Mapping
     payloads = {**search.sections(solution), "exceptions": exceptions}
     lacks = floors is not None and not search.keeps_floors(solution)
     warnings = (*((LACKING,) if lacks else ()), *cut_warning(search.was_cut, options))
-    return Encoded(plan.entries, payloads, padding, n_latents, floors=floors, warnings=warnings), bits
+    encoded = Encoded(plan.entries, payloads, padding, n_latents, floors=floors, warnings=warnings, refined=refined)
+    return encoded, bits
+
+
+def step_rule(job: Job, coded: Mapping[str, torch.Tensor]) -> StepRule:
+    """How steps follow the coded tensors of a model, or samples of them."""
+    if job.feedbacks is not None:
+        return StepRule.calibrated(coded, job.feedbacks)
+    return StepRule.of(job.whole, coded, by_sqnr=job.options.sqnr is not None)
 
 
 def cut_warning(was_cut: bool, options: PackOptions) -> tuple[str, ...]:

@@ -12,7 +12,14 @@ from wcompress.codec.container.manifest import Part
 from wcompress.codec.encoded import Encoded
 from wcompress.codec.options import PackOptions
 from wcompress.codec.packers.job import Job, RawBytes
-from wcompress.codec.packers.vae import LACKING, SQNR_TOLERANCE_DB, check_sub_blocks, cut_warning, fine_margin_db
+from wcompress.codec.packers.vae import (
+    LACKING,
+    SQNR_TOLERANCE_DB,
+    check_sub_blocks,
+    cut_warning,
+    fine_margin_db,
+    step_rule,
+)
 from wcompress.codec.plan import Plan
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.rate_control.floors import Floors
@@ -60,7 +67,7 @@ class VaeGroups:
             return
         check_sub_blocks(options)
         by_sqnr = options.sqnr is not None
-        self._rule = StepRule.of(job.whole, plan.to_code, by_sqnr=by_sqnr)
+        self._rule = step_rule(job, plan.to_code)
         target = Target(sqnr_db=default_sqnr_db(job.whole))
         if options.sqnr is not None:
             target = Target(sqnr_db=options.sqnr + _AIMED_DB, wanted=f"an SQNR of {options.sqnr:g} dB")
@@ -118,7 +125,8 @@ class VaeGroups:
         if self._rule is None or self._rate is None:
             rule, rate = StepRule.of({}, {}, by_sqnr=True), Rate(1.0, _exact_db(self._options), 1.0, None)
         else:
-            rule, rate = self._rule.of_parts(which), self._rate
+            n_rows = [self._entries[p.index].shape[0] if self._entries[p.index].shape else 1 for p in coded]
+            rule, rate = self._rule.of_parts(which, n_rows), self._rate
         search = self._search(plan, rule, rate)
         solution = search.run_at(rate)
         self._was_cut = self._was_cut or search.was_cut

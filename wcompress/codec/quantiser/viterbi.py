@@ -34,17 +34,8 @@ class Sliceable(Protocol):
         """Some of them."""
 
 
-def branches(machine: Trellis) -> Ints:
-    """A trellis with its states in the order of a shift register: int32 `[n_states / 2]`.
-
-    State i of the register goes to 2i and 2i + 1, modulo the number of states: the two states that lead to the same two
-    lie half of all states apart, so that a step reads and writes in order, many states in one instruction.
-
-    Returns:
-        Of state i < n_states / 2 the branch, 2 · quantiser + parity of the symbol, to state 2i. Of the other three of
-        these four, to 2i + 1, and from i + n_states / 2 to 2i, the symbol has the other parity; the quantiser is the
-        same.
-    """
+def register_places(machine: Trellis) -> Places:
+    """Where each state of a trellis lies in the order of a shift register: int64 `[n_states]`."""
     # The trellis is linear: state s goes to L(s) ⊕ parity · v. A linear function g with g(v) = 1 and g = 0 on v's
     # earlier predecessors L⁻¹(v), L⁻²(v), … tells the bit that a step shifts in; a state's last bits are its place.
     n_states = machine.n_states
@@ -60,6 +51,21 @@ def branches(machine: Trellis) -> Ints:
     for step in range(n_bits):
         places |= (np.bitwise_count(earlier & function).astype(np.int64) & 1) << step
         earlier = before[earlier]
+    return places
+
+
+def branches(machine: Trellis) -> Ints:
+    """A trellis with its states in the order of a shift register: int32 `[n_states / 2]`.
+
+    State i of the register goes to 2i and 2i + 1, modulo the number of states: the two states that lead to the same two
+    lie half of all states apart, so that a step reads and writes in order, many states in one instruction.
+
+    Returns:
+        Of state i < n_states / 2 the branch, 2 · quantiser + parity of the symbol, to state 2i. Of the other three of
+        these four, to 2i + 1, and from i + n_states / 2 to 2i, the symbol has the other parity; the quantiser is the
+        same.
+    """
+    n_states, places = machine.n_states, register_places(machine)
     half = np.argsort(places)[: n_states // 2].astype(np.int32)
     odd = places[machine.next_state[half, 0]] != 2 * np.arange(len(half))
     branch_of: Ints = 2 * (half & 1) + odd.astype(np.int32)

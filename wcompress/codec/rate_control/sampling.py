@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from wcompress.codec.options import PackOptions
+from wcompress.codec.quantiser.sensitivity import Feedback
 from wcompress.codec.quantiser.step_scales import FIRST, RUN, OwnScales, quarter_octaves
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.search import VaeSearch
@@ -78,10 +79,15 @@ def sampled_rate(
     sample: dict[str, torch.Tensor] = {}
     rows: list[tuple[int, ...]] = []
     counted: list[tuple[int, ...]] = []
+    feedbacks: list[Feedback] = []
     whole_energy = sampled_energy = largest = 0.0
     for number, (name, tensor) in enumerate(coded.items()):
         n_held, times = max(1, tensor.numel()), sizes[name] / max(1, tensor.numel())
-        axis, chosen = strips(tuple(tensor.shape), min(1.0, max(keep * times, _FEWEST / n_held)))
+        share = min(1.0, max(keep * times, _FEWEST / n_held))
+        # Where errors are fed back along a row, it is taken whole.
+        axis, chosen = strips(tuple(tensor.shape), share, 0 if rule.feedbacks is not None else None)
+        if rule.feedbacks is not None:
+            feedbacks.append(rule.feedbacks[number].of_rows(chosen, tensor.shape[0] if tensor.ndim else 1))
         sample[name] = tensor.index_select(axis, torch.from_numpy(chosen)).contiguous() if tensor.ndim else tensor
         whole_energy += tensor_energy(tensor) * times
         largest = max(largest, _farthest(tensor, rule.scales.exponents[number]))
@@ -100,6 +106,7 @@ def sampled_rate(
         None if rule.counted is None else OwnScales(tuple(counted), rule.counted.kinds),
         rule.multiplier,
         rule.keep_energy,
+        None if rule.feedbacks is None else tuple(feedbacks),
     )
     mean_square, more = None, 1.0
     if target.sqnr_db is not None and rule.counted is None:
@@ -158,12 +165,15 @@ def _farthest(tensor: torch.Tensor, exponents: tuple[int, ...]) -> float:
     return max(size / quarter_octaves(exponent) for size, exponent in zip(sizes, exponents, strict=True))
 
 
-def strips(shape: tuple[int, ...], keep: float) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def strips(
+    shape: tuple[int, ...], keep: float, axis: int | None = None
+) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """Evenly spaced indices along a dimension, int64: the longer one of the first two; whole runs of a vector.
 
     Args:
         shape: of a tensor.
         keep: the part of its elements to choose, at most 1.
+        axis: the dimension, where it is not to be the longer one.
     """
     if not shape:
         return 0, np.zeros(1, np.int64)
@@ -172,7 +182,8 @@ def strips(shape: tuple[int, ...], keep: float) -> tuple[int, np.ndarray[tuple[i
         runs = _spread(n_runs, keep)
         places = (runs[:, None] * RUN + np.arange(RUN)).reshape(-1)
         return 0, places[places < shape[0]]
-    axis = 0 if shape[0] >= shape[1] else 1
+    if axis is None:
+        axis = 0 if shape[0] >= shape[1] else 1
     # Neighbours together, since a weight is coded by what was before it.
     n_strips = -(-shape[axis] // _STRIP)
     if n_strips * keep < 2:

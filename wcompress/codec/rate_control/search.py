@@ -36,6 +36,7 @@ FIRST_CONTEXT_EFFORT = 2
 _FEW_STATES_SHARE = 0.75
 _MOST_SEARCHED = 1 << 30  # bytes that a search may take in each thread
 _QUICK_STATES = 64  # with fewer the search takes as long
+_FEEDBACK_STATES = 8  # a path that starts anew in each column gains little by more
 _MOST_REPAIRS = 10
 
 
@@ -86,13 +87,15 @@ class VaeSearch(Coding):
     ) -> None:
         n_weights = sum(tensor.numel() for tensor in coded.values())
         parts = parts or EntropyParts()
-        by_context = parts.context and effort >= FIRST_CONTEXT_EFFORT
+        by_context = rule.feedbacks is not None or (parts.context and effort >= FIRST_CONTEXT_EFFORT)
         kind: type[SymbolEncoder] = ContextEncoder if by_context else ClassEncoder
         # Without contexts and a prior it makes no difference which weights lie side by side.
         layouts = tuple(
             choose_layout(computable(tensor).numpy(), block_size // latent_dim) if by_context else "rows"
             for tensor in coded.values()
         )
+        if rule.feedbacks is not None:
+            layouts = tuple(feedback.layout for feedback in rule.feedbacks)
         unit_blocks = kind.model.unit_blocks
         sequencing = Sequencing(
             tuple(tuple(t.shape) for t in coded.values()), layouts, block_size, latent_dim, unit_blocks
@@ -105,10 +108,13 @@ class VaeSearch(Coding):
         states = n_states_of(effort, n_weights if of_weights is None else of_weights)
         longest = min(unit_blocks * block_size, n_weights)
         states = max(n for n in N_STATES if n == 1 or (n <= states and n * longest <= _MOST_SEARCHED))
+        if rule.feedbacks is not None:
+            states = min(states, _FEEDBACK_STATES)
         config = EncoderConfig(
             machine=trellis(states),
             use_prior=parts.prior and effort > 3 and (rate is None or rate.has_prior),
             grouped=grouped,
+            feedbacks=rule.feedbacks,
             mix=effort > 2,
             keep_energy=rule.keep_energy,
             multiplier=rule.multiplier,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from wcompress.codec.models.context.model import Description
 from wcompress.codec.models.entropy_model import EntropyModel
 from wcompress.codec.quantiser.reconstruction import LEVEL_UNITS, N_RATIOS, Levels
+from wcompress.codec.quantiser.sensitivity import Feedback
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import Trellis
 from wcompress.compiled import compiled
@@ -22,6 +23,7 @@ Doubles = npt.NDArray[np.float64]
 Signs = npt.NDArray[np.int8]
 
 _MAX_SYMBOL = 1 << 14
+_FARTHER = 8
 _LEAST_FOR_A_SHIFT = 64
 _LEAST_MULTIPLIER = 0.15
 
@@ -43,6 +45,7 @@ class EncoderConfig:
         seed: of the training.
         device: to train on.
         grouped: the weights are a group of a large model, where what is small may be decided on a part.
+        feedbacks: of each tensor, where errors are fed back; levels are the nominal ones then.
     """
 
     machine: Trellis
@@ -56,6 +59,7 @@ class EncoderConfig:
     seed: int = 0
     device: str = "cpu"
     grouped: bool = False
+    feedbacks: tuple[Feedback, ...] | None = None
 
     def multiplier_at(self, bits: float) -> float:
         """The Lagrangian at so many bits a weight: less where most weights become zero, see docs/decisions/0004."""
@@ -120,9 +124,15 @@ class InSteps:
         x: Singles = np.divide(weights, self.step, out=np.empty(len(weights), np.float32), casting="same_kind")
         return x
 
-    def symbol_limit(self, machine: Trellis) -> int:
-        """The largest magnitude a search needs to try."""
-        return int(min(self.farthest / self.step / machine.spacing + 2, _MAX_SYMBOL))
+    def symbol_limit(self, machine: Trellis, *, moves: bool = False) -> int:
+        """The largest magnitude a search needs to try.
+
+        Args:
+            machine: the trellis.
+            moves: weights are moved to make the errors of others good, which may take them farther out.
+        """
+        farthest = self.farthest / self.step / machine.spacing
+        return int(min(_FARTHER * farthest + _FARTHER if moves else farthest + 2, _MAX_SYMBOL))
 
 
 def finest_step(largest: float, machine: Trellis) -> float:

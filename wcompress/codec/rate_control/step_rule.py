@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wcompress.codec.quantiser.sensitivity import Feedback
 from wcompress.codec.quantiser.step_scales import FIRST, OwnScales
 from wcompress.fidelity import tensor_energy
 from wcompress.threads import in_threads
@@ -29,7 +30,7 @@ _DEEPEST_DB, _NORM_DB, _RECURRENT_DB = 12.0, 10.0, 8.0
 _LEAST_SHARE = 2.0**-10  # of the weights: what is smaller is fine enough
 # Octaves that a step, relative to its tensor's scale, may be from that of most weights; the last is a weight's share.
 _MOST_COARSER, _MOST_FINER, _FINER_SHARE = 0.75, 4.0, 0.1
-_MULTIPLIER, _CAREFUL_MULTIPLIER = 0.15, 0.05
+_MULTIPLIER, _CAREFUL_MULTIPLIER, _CALIBRATED_MULTIPLIER = 0.15, 0.05, 0.2
 SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
 
@@ -46,12 +47,15 @@ class StepRule:
         counted: what errors count divided by; None for as they are.
         multiplier: Lagrangian, in squared steps a bit.
         keep_energy: see `EncoderConfig`.
+        feedbacks: of each coded tensor, where inputs tell what errors cost; a squared step of the common step costs 1
+            on average.
     """
 
     scales: OwnScales
     counted: OwnScales | None
     multiplier: float
     keep_energy: bool
+    feedbacks: tuple[Feedback, ...] | None = None
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], *, by_sqnr: bool) -> StepRule:
@@ -71,11 +75,28 @@ class StepRule:
         counted = scales_that_count(tensors, coded, energies)
         return cls(own_scales(tensors, coded, energies), counted, multiplier(tensors), True)
 
-    def of_parts(self, parts: Sequence[tuple[int, slice]]) -> StepRule:
+    @classmethod
+    def calibrated(cls, coded: Mapping[str, torch.Tensor], feedbacks: Mapping[str, Feedback]) -> StepRule:
+        """The rule where it is known what errors cost: in each tensor an error of one step costs alike.
+
+        Args:
+            coded: the tensors that go under the trellis, in order, or samples of them.
+            feedbacks: of them, by name.
+        """
+        sizes = {name: max(1, tensor.numel()) for name, tensor in coded.items()}
+        costs = {name: feedbacks[name].log_cost for name in coded}
+        mean = sum(costs[name] * size for name, size in sizes.items()) / max(1, sum(sizes.values()))
+        exponents = {name: round(-2 * (cost - mean)) for name, cost in costs.items()}
+        scaled = (feedbacks[name].times(exponent / 2 - mean) for name, exponent in exponents.items())
+        scales = OwnScales(tuple((exponent,) for exponent in exponents.values()))
+        return cls(scales, None, _CALIBRATED_MULTIPLIER, False, tuple(scaled))
+
+    def of_parts(self, parts: Sequence[tuple[int, slice]], n_rows: Sequence[int]) -> StepRule:
         """The rule for parts of the coded tensors.
 
         Args:
             parts: for each the number of its tensor among the coded ones, and the indices of its first dimension.
+            n_rows: for each how many its tensor has of these.
         """
 
         def taken(scales: OwnScales) -> OwnScales:
@@ -85,7 +106,11 @@ class StepRule:
             return OwnScales(tuple(cut), kinds)
 
         counted = None if self.counted is None else taken(self.counted)
-        return StepRule(taken(self.scales), counted, self.multiplier, self.keep_energy)
+        feedbacks = self.feedbacks
+        if feedbacks is not None:
+            found = zip(parts, n_rows, strict=True)
+            feedbacks = tuple(feedbacks[number].of_rows(some, n) for (number, some), n in found)
+        return StepRule(taken(self.scales), counted, self.multiplier, self.keep_energy, feedbacks)
 
 
 def default_sqnr_db(tensors: Mapping[str, torch.Tensor]) -> float:

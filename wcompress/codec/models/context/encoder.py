@@ -19,6 +19,7 @@ from wcompress.codec.models.context.prior_trial import NEUTRAL, class_costs, wou
 from wcompress.codec.models.context.rates import RateClasses
 from wcompress.codec.models.entropy_model import EntropyModel
 from wcompress.codec.models.scale_prior import ScaleModel
+from wcompress.codec.quantiser.feedback import search_with_feedback
 from wcompress.codec.quantiser.reconstruction import LEVEL_UNITS, Levels
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.trellis import quantisers
@@ -211,7 +212,7 @@ class ContextEncoder:
     def _pass(self, step: float, model: ContextModel, start: Solution | None) -> Solution:
         machine, sequencing = self.config.machine, self.sequencing
         x = InSteps(self.weights, step, max(self.farthest, default=0.0))
-        limit = x.symbol_limit(machine)
+        limit = x.symbol_limit(machine, moves=self.config.feedbacks is not None)
         levels = Levels()
         if start is None:
             subs = np.array(model.scales.bases, np.int64)[sequencing.tensor_of_sub]
@@ -233,6 +234,20 @@ class ContextEncoder:
             levels = start.levels
         table = np.array([(0, 0), *levels.shifts] if levels.shifts else np.zeros((8, 2)), np.float32) / LEVEL_UNITS
         shifts = np.sign(classes.ratios)[:, None] * table[np.abs(classes.ratios)]
+        if self.config.feedbacks is not None:
+            symbols = search_with_feedback(
+                x[:],
+                sequencing.starts,
+                self.config.feedbacks,
+                sequencing.unit_blocks * sequencing.block_size,
+                classes.of,
+                machine,
+                replace(levels, shifts=()).array(machine, limit),
+                rates,
+                multiplier,
+                shifts.astype(np.float32),
+            )
+            return self._finished(step, model, symbols, None)
         symbols = search(
             x,
             sequencing.unit_starts,
@@ -252,6 +267,8 @@ class ContextEncoder:
         described = model.describe(symbols, sequencing, machine)
         ratios = described.ratios if model.taps.any() else None
         x = InSteps(self.weights, step, max(self.farthest, default=0.0))
+        if levels is None and self.config.feedbacks is not None:
+            levels = Levels()  # what was fed back was the error from these
         if levels is None:
             moments = Moments.of(x, symbols, which, machine)
             levels = moments.centroids()
