@@ -26,6 +26,7 @@ LAYERS = [
     ["directories", "first_kernels"],
     ["evaluate"],
     ["refine"],
+    ["calibrate"],
     ["api"],
     ["report"],
     ["cli"],

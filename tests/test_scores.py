@@ -126,7 +126,7 @@ def test_declared_scores_are_kept_to(
     assert found["score_before"] == pytest.approx(factor * task.evaluate(original))
     assert found["drop"] == pytest.approx(sign * (found["score_before"] - found["score_after"]))
     assert (found["unit"], found["allowed_drop"], found["n_test"], found["n_validation"]) == (unit, max_drop, 200, 200)
-    assert found["chosen"] in ("refined", "data-free")
+    assert found["chosen"] in ("refined", "calibrated", "data-free")
     assert found["reason"]
     assert (found["validation_error"] is None) == (found["drop_error"] is None) == (unit != "percent")
 

@@ -30,6 +30,8 @@ _PACKING_SHARE = 0.98
 """Of the progress of a pack with a task; the rest is for the last score."""
 
 if TYPE_CHECKING:
+    from wcompress.calibrate.packing import CalibratedEncoder
+    from wcompress.codec.quantiser.sensitivity import Feedback
     from wcompress.refine.packing import RefineEncoder
 
 
@@ -108,20 +110,25 @@ class _TaskEncoder:
         self._task, self._output = task, output
         self._before = Score(math.nan)
         self._allowed: float | None = None
-        self._refine: RefineEncoder | None = None
+        self._refine: RefineEncoder | CalibratedEncoder | None = None
 
     def __call__(
         self, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None
-    ) -> Encoded | None:
+    ) -> Encoded | Mapping[str, Feedback] | None:
         """See `wcompress.codec.packing.Encoder`.
 
         Raises:
             TaskError: the task fails, or its scores do not mean what they should.
         """
         part(progress, 0.0, 0.0, "scoring the model")
+        from wcompress.calibrate.packing import CalibratedEncoder
+
         if options.max_drop is None and options.refine != "on":
             self._before = original_score(self._task, checkpoint.tensors, "test")
-            return None
+            if not options.calibrates:
+                return None
+            self._refine = CalibratedEncoder(self._task, None)
+            return self._refine(checkpoint, options, device, progress)
         from wcompress.refine.packing import RefineEncoder, goal_of, try_inputs
         from wcompress.refine.resume import state_path
 
@@ -132,7 +139,10 @@ class _TaskEncoder:
         check_against_ruined(self._task, checkpoint.tensors, validation)
         self._allowed = goal_of(checkpoint, options).max_drop
         path = None if self._output is None or options.dry_run else state_path(self._output)
-        self._refine = RefineEncoder(self._task, validation, state_path=path, resume=options.resume)
+        if options.refines:
+            self._refine = RefineEncoder(self._task, validation, state_path=path, resume=options.resume)
+        else:
+            self._refine = CalibratedEncoder(self._task, validation)
         return self._refine(checkpoint, options, device, progress)
 
     def scored(self, result: PackResult, restored: dict[str, torch.Tensor]) -> PackResult:
@@ -155,14 +165,14 @@ class _TaskEncoder:
         if self._refine is not None and self._refine.decision is not None:
             decision = self._refine.decision
             warnings += self._refine.warnings
-            score = replace(
-                score,
-                validation_drop=decision.validation.drop,
-                n_validation=decision.validation.n,
-                validation_error=decision.validation.error,
-                chosen=decision.chosen,
-                reason=decision.reason,
-            )
+            score = replace(score, chosen=decision.chosen, reason=decision.reason)
+            if decision.validation is not None:
+                score = replace(
+                    score,
+                    validation_drop=decision.validation.drop,
+                    n_validation=decision.validation.n,
+                    validation_error=decision.validation.error,
+                )
         if not math.isfinite(after.value):
             warnings.append(f"evaluate() gives {after.value} for the packed model; do not use the archive")
         elif score.exceeds:

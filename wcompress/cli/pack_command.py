@@ -90,6 +90,14 @@ _EPILOG = """Examples:
     help="Retrain the weights on the task's inputs, without labels, while quantising: far smaller archives, in minutes."
     " auto: with --max-drop only. on, without a target: as --max-drop 0.5.",
 )
+@click.option(
+    "--calibrate",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Run the network on the task's inputs, and spend bits where its outputs need them; without labels or training."
+    " auto: with --task and --ratio or --bits-per-weight, or --max-drop with --refine off.",
+)
 @click.option("--resume", is_flag=True, help="Continue a refinement, or the pack of a folder, that was interrupted.")
 @click.option(
     "--engine",
@@ -149,6 +157,7 @@ def command(
     ratio: float | None,
     max_drop: float | None,
     refine: str,
+    calibrate: str,
     resume: bool,
     engine: str | None,
     workers: int | None,
@@ -191,6 +200,7 @@ def command(
         ratio=ratio,
         max_drop=max_drop,
         refine=refine,
+        calibrate=calibrate,
         resume=resume,
         time_limit=time_limit,
         block_size=block_size,

@@ -42,6 +42,8 @@ class PackOptions:
         bits_per_weight: target: at most so many bits of archive a float parameter.
         ratio: target: at least this ratio.
         max_drop: target: at most so many points lost on a task's validation examples; needs a task.
+        calibrate: `off` not to ask a task's inputs what errors cost; `auto` and `on` do, where there is a task and a
+            target of size, or of score without refinement.
         refine: `on` to train on the task's inputs while quantising, `off` not to; `auto` is on with `max_drop`.
         resume: go on with a refinement, or the pack of a folder, that was interrupted.
         block_size: parameters in a block.
@@ -71,6 +73,7 @@ class PackOptions:
     ratio: float | None = None
     max_drop: float | None = None
     refine: str = "auto"
+    calibrate: str = "auto"
     resume: bool = False
     block_size: int = BLOCK_SIZE
     latent_dim: int = 64
@@ -98,6 +101,7 @@ class PackOptions:
             (_positive(self.time_limit), "time_limit", "a positive number of seconds"),
             (self.max_drop is None or -100 <= self.max_drop <= 100, "max_drop", "from −100 to 100 points"),
             (self.refine in ("auto", "on", "off"), "refine", "auto, on or off"),
+            (self.calibrate in ("auto", "on", "off"), "calibrate", "auto, on or off"),
             (8 <= self.block_size <= 1 << 20, "block_size", "from 8 to 1048576"),
             (1 <= self.latent_dim <= 1 << 14, "latent_dim", "from 1 to 16384"),
             (all(1 <= n <= 1 << 16 for n in self.hidden), "hidden", "sizes from 1 to 65536"),
@@ -118,6 +122,11 @@ class PackOptions:
             raise OptionError("refine: works with method vae and a target of score or size; leave sqnr out")
         object.__setattr__(self, "tensor", tuple((rule.pattern, rule.choice) for rule in parse_rules(self.tensor)))
         check_method(self.rules, self.method)
+        if self.calibrate == "on" and not self.calibrates:
+            raise OptionError(
+                "calibrate: works with method vae and a target of size, or of score with --refine off, and without bits"
+                " for single tensors"
+            )
         if self.rules and self.refines:
             raise OptionError("tensor: refinement moves every weight, whatever a rule says; use --refine off")
 
@@ -135,6 +144,13 @@ class PackOptions:
     def refines(self) -> bool:
         """Whether weights are trained further."""
         return self.refine == "on" or (self.refine == "auto" and self.max_drop is not None)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a task's inputs are asked what errors cost; refinement asks them itself."""
+        aims = self.ratio is not None or self.bits_per_weight is not None or self.max_drop is not None
+        rated = any(rule.bits is not None for rule in self.rules)
+        return self.calibrate != "off" and self.method == "vae" and aims and not self.refines and not rated
 
     @property
     def allows_drop(self) -> bool:

@@ -28,6 +28,7 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.packers.job import Job
 from wcompress.codec.packers.packer import PACKERS
 from wcompress.codec.plan import Plan
+from wcompress.codec.quantiser.sensitivity import Feedback
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import Estimate, PackResult, with_errors
 from wcompress.device import one_torch_thread, resolve_device
@@ -40,8 +41,8 @@ from wcompress.threads import work_threads
 POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
 """An SQNR below which there is a warning; see docs/quality.md."""
 
-Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded | None]
-"""Finds what to store, or leaves it to the codec and gives None."""
+Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded | Mapping[str, Feedback] | None]
+"""Finds what to store; or leaves it to the codec and gives None, or what errors of each float tensor cost."""
 
 _SAMPLING_SHARE = 0.15
 _ENCODING_SHARE = 0.97
@@ -86,6 +87,8 @@ def pack_and_restore(
     options = with_overrides(options, overrides)
     if encoder is None and (options.max_drop is not None or options.refine == "on"):
         raise OptionError("max_drop and refine need a task, which says what the model is for")
+    if encoder is None and options.calibrate == "on":
+        raise OptionError("calibrate: its inputs are a task's; pass one with --task")
     if options.resume and not options.refines:
         raise OptionError(
             "resume: nothing is refined without refine=on or max_drop, and this is no folder of shards; leave it out"
@@ -108,7 +111,11 @@ def pack_and_restore(
         stack.enter_context(work_threads(options.threads))
         whole = checkpoint.tensors if whole is None else whole
         encoding = part(progress, 0.0, _ENCODING_SHARE)
-        encoded = None if encoder is None else encoder(checkpoint, options, device, encoding)
+        found = None if encoder is None else encoder(checkpoint, options, device, encoding)
+        encoded = found if isinstance(found, Encoded) else None
+        feedbacks = None if isinstance(found, Encoded) else found
+        if feedbacks is not None:
+            options = replace(options, floors=False)  # what is worse than others was found to matter less
         sampled = options.dry_run and encoder is None and not keep_restored and _can_be_sampled(checkpoint, options)
         at_once = estimate = None
         if sampled:
@@ -117,7 +124,7 @@ def pack_and_restore(
             plan = planned(checkpoint, options, whole) if encoded is None else None
             groups = () if plan is None else _groups(plan, options)
             if plan is None or not groups:
-                at_once = _encode(Job(checkpoint, options, device, progress, whole), encoded or plan)
+                at_once = _encode(Job(checkpoint, options, device, progress, whole, feedbacks), encoded or plan)
             if options.dry_run:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
                 path = Path(folder) / "archive"
@@ -128,9 +135,12 @@ def pack_and_restore(
             else:
                 assert plan is not None
                 sampling = part(progress, 0.0, _SAMPLING_SHARE)
-                by_groups = GroupedEncoding(plan, groups, Job(checkpoint, options, device, sampling, whole))
+                by_groups = GroupedEncoding(plan, groups, Job(checkpoint, options, device, sampling, whole, feedbacks))
                 rest = part(progress, _SAMPLING_SHARE, 1.0)
-                written = write_groups(by_groups, checkpoint, options, path, rest, keep_restored=keep_restored)
+                refined = feedbacks is not None
+                written = write_groups(
+                    by_groups, checkpoint, options, path, rest, keep_restored=keep_restored, refined=refined
+                )
         _check_promises(options, checkpoint, written.n_bytes, written.figures)
     total_s = time.perf_counter() - start
     if options.dry_run and estimate is None:
@@ -156,7 +166,12 @@ def pack_and_restore(
         weights_energy=written.figures.energy,
         worst=written.manifest.worst,
         floors=written.floors,
-        warnings=(*checkpoint.notes, *_unused(options), *written.warnings, *_poor(options, written)),
+        warnings=(
+            *checkpoint.notes,
+            *_unused(options),
+            *written.warnings,
+            *(() if feedbacks is not None else _poor(options, written)),
+        ),
         choices=with_errors(written.choices, written.figures.tensors),
         estimate=estimate,
     )
@@ -293,6 +308,7 @@ def _encode(job: Job, found: Encoded | Plan | None) -> _AtOnce:
     done = time.perf_counter()
     restored = restore_encoded(job.checkpoint, encoded)
     figures = compare(job.checkpoint.tensors, restored)
-    manifest = encoded.manifest(job.checkpoint, figures.sqnr_db, None if encoded.refined else figures.worst)
+    trained = encoded.refined and job.feedbacks is None
+    manifest = encoded.manifest(job.checkpoint, figures.sqnr_db, None if trained else figures.worst)
     seconds = {"encode": done - start, "check": time.perf_counter() - done}
     return _AtOnce(encoded, manifest, restored, figures, seconds)

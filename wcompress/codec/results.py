@@ -38,7 +38,7 @@ class TaskScore:
         validation_drop: on the validation examples; None where nothing was chosen by them.
         n_validation: validation examples; None where unknown.
         validation_error: standard error of `validation_drop`; None where unknown.
-        chosen: `data-free` or `refined`.
+        chosen: `data-free`, `calibrated` or `refined`.
         reason: why that one, in a sentence.
     """
 

@@ -41,7 +41,7 @@ def default_distance(original: Any, restored: Any) -> Tensor:
     Raises:
         TaskError: there is no float tensor in the output.
     """
-    pairs = [(a, b) for a, b in zip(_float_tensors(original), _float_tensors(restored), strict=True) if a.numel()]
+    pairs = [(a, b) for a, b in zip(float_tensors(original), float_tensors(restored), strict=True) if a.numel()]
     if not pairs:
         raise TaskError("refining: the model's output has no float tensor; give the task a distance()")
     terms = [divergence(a, b) if a.ndim == 2 and a.shape[1] > 1 else relative_error(a, b) for a, b in pairs]
@@ -55,11 +55,12 @@ def relative_error(original: Tensor, restored: Tensor) -> Tensor:
     return (restored - original).square().mean() / scale
 
 
-def _float_tensors(output: Any) -> list[Tensor]:
+def float_tensors(output: Any) -> list[Tensor]:
+    """The float tensors of an output of whatever structure, in order."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, dict):
         output = list(output.values())
     if isinstance(output, (tuple, list)):
-        return [tensor for part in output for tensor in _float_tensors(part)]
+        return [tensor for part in output for tensor in float_tensors(part)]
     return []

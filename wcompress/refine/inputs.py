@@ -27,10 +27,11 @@ class Inputs:
         augment: changes a batch at random; None for what its shape suggests, see `varied`.
         max_shift: pixels that images are moved by at most, where `augment` is None.
         few: vary inputs more, where `augment` is None.
+        held_out_share: one input in so many is held out.
         seed: of the order.
 
     Attributes:
-        held_out: batches that are never drawn; the last tenth, 1,000 inputs at most.
+        held_out: batches that are never drawn, 1,000 inputs at most.
         n_inputs: inputs that are drawn from.
         drawn: which inputs of `pool` the last batch was made of; None where inputs are varied, or have no pool.
 
@@ -46,6 +47,7 @@ class Inputs:
         augment: Callable[[Batch, torch.Generator], Batch] | None = None,
         max_shift: int = 1,
         few: bool = False,
+        held_out_share: int = _HELD_OUT_SHARE,
         seed: int = 0,
     ) -> None:
         found = list(batches)
@@ -58,13 +60,13 @@ class Inputs:
         self._batch_size = batch_size
         if self._pool is not None:
             n = len(tensors_of(self._pool)[0])
-            n_held = min(_MAX_HELD_OUT, n // _HELD_OUT_SHARE)
+            n_held = min(_MAX_HELD_OUT, n // held_out_share)
             order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
             self.n_inputs = n - n_held
             self.held_out: list[Batch] = [taken(self._pool, part) for part in order[:n_held].split(batch_size)]
             self._chosen = order[n_held:]
         else:
-            n_held = max(1, len(found) // _HELD_OUT_SHARE) if len(found) > 1 else 0
+            n_held = max(1, len(found) // held_out_share) if len(found) > 1 else 0
             self.held_out = found[len(found) - n_held :]
             self._ragged = found[: len(found) - n_held]
             self.n_inputs = sum(len(tensors_of(batch)[0]) for batch in self._ragged)

@@ -7,8 +7,7 @@ in the archive tells of it.
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,21 @@ from wcompress.checkpoint import Checkpoint
 from wcompress.codec.digest import tensors_digest
 from wcompress.codec.encoded import Encoded
 from wcompress.codec.encoding import encode
-from wcompress.codec.given import GivenSymbols, archive_bytes, encode_given
+from wcompress.codec.given import archive_bytes, encode_given
 from wcompress.codec.options import PackOptions
-from wcompress.codec.restoring import restore_encoded
 from wcompress.deadline import Deadline
 from wcompress.errors import OptionError, TargetUnreachable
-from wcompress.evaluate import build_model, observed
+from wcompress.evaluate import build_model
 from wcompress.progress import Progress
 from wcompress.refine.budget import n_steps
 from wcompress.refine.distil import distance_of
 from wcompress.refine.engine import RefineConfig, Refiner
 from wcompress.refine.inputs import Inputs, blobs, tensors_of, understood
-from wcompress.refine.margin import Validation
 from wcompress.refine.resume import load_state, save_state
+from wcompress.refine.scored import Decision, Scored, coarsest, sized
 from wcompress.refine.search import Candidate, Goal, RefineSearch
 from wcompress.refine.variation import are_images
-from wcompress.tasks import Batch, Scale, Score, Task, seeded
+from wcompress.tasks import Batch, Score, Task, seeded
 
 DEFAULT_MAX_DROP = 0.5
 """Points, where refinement is asked for and no target is."""
@@ -51,31 +49,11 @@ _FEW_STRENGTH = 0.6
 _PLAIN_RECURRENT: dict[str, Any] = {"lr": 0.04, "start_step": 1.5, "start_strength": 0.65, "clip": 2.0}
 """For recurrent layers without gates, which pass errors on through all time steps, so that gradients explode; what goes
 too early does not come back."""
-_MEASURING_EFFORT = 2
 _DATA_FREE_RATIO = 60.0
-_DATA_FREE_BITS = (0.35, 8.0)
-_MOST_RULED_BITS = 64.0
-"""Where rules choose for some tensors, all of them may take more bits than that."""
-_DATA_FREE_ROUNDS = 6
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was chosen, and why.
-
-    Attributes:
-        chosen: `refined` or `data-free`.
-        reason: a sentence.
-        validation: of what was chosen.
-    """
-
-    chosen: str
-    reason: str
-    validation: Validation
 
 
 class RefineEncoder:
-    """Finds what to store by training on a task's inputs, or, with `refine="off"`, by its validation score alone.
+    """Finds what to store by training on a task's inputs.
 
     Args:
         task: builds the network, gives inputs, and validates.
@@ -105,13 +83,9 @@ class RefineEncoder:
             OptionError: there is nothing to resume.
         """
         deadline = Deadline(options.time_limit)
-        scored = _Scored(self.task, checkpoint, self._before, options)
+        scored = Scored(self.task, checkpoint, self._before, options)
         goal = goal_of(checkpoint, options)
         with seeded(options.seed):
-            if options.refine == "off":
-                encoded, validation = self._data_free(scored, goal, options, device, progress, deadline)
-                self.decision = Decision("data-free", "refinement is off", validation)
-                return encoded
             search = self._search(scored, goal, options, device, progress, deadline)
             search.run()
         if search.was_cut:
@@ -138,7 +112,7 @@ class RefineEncoder:
 
     def _search(
         self,
-        scored: _Scored,
+        scored: Scored,
         goal: Goal,
         options: PackOptions,
         device: str,
@@ -188,7 +162,7 @@ class RefineEncoder:
 
     def _against_data_free(
         self,
-        scored: _Scored,
+        scored: Scored,
         goal: Goal,
         best: Candidate | None,
         search: RefineSearch,
@@ -210,10 +184,10 @@ class RefineEncoder:
             return best.encoded
         try:
             if best is None and goal.max_drop is not None:
-                encoded, validation = self._data_free(scored, goal, options, device, None, deadline)
+                encoded, validation = coarsest(scored, goal.max_drop, options, device, None, deadline, self.warnings)
             else:
                 n_bytes = goal.n_bytes or (best.n_bytes - 1 if best else 1)
-                encoded = encode(checkpoint, _plain(options, ratio=checkpoint.original_bytes / n_bytes), device, None)
+                encoded = encode(checkpoint, sized(options, ratio=checkpoint.original_bytes / n_bytes), device, None)
                 validation = scored.validation(encoded)
         except TargetUnreachable:
             if best is None:
@@ -235,57 +209,6 @@ class RefineEncoder:
         self.decision = chosen
         return encoded if better else best.encoded
 
-    def _data_free(
-        self,
-        scored: _Scored,
-        goal: Goal,
-        options: PackOptions,
-        device: str,
-        progress: Progress | None,
-        deadline: Deadline,
-    ) -> tuple[Encoded, Validation]:
-        """The coarsest quantisation that keeps to the drop, by halving between bits a weight.
-
-        Raises:
-            TargetUnreachable: not even the finest does.
-        """
-        assert goal.max_drop is not None
-        low, high = (math.log2(bits) for bits in _DATA_FREE_BITS)
-        if options.rules:
-            high = math.log2(_MOST_RULED_BITS)
-        best: tuple[Encoded, Validation] | None = None
-        least = math.inf
-        for number in range(_DATA_FREE_ROUNDS + 1):
-            if best is not None and deadline.passed:
-                self.warnings.append(
-                    f"the time limit of {deadline.limit_s:g} s ended the search without data after {number} of"
-                    f" {_DATA_FREE_ROUNDS + 1} rounds; results depend on the machine's speed"
-                )
-                break
-            middle = high if number == 0 else (low + high) / 2
-            try:
-                encoded = encode(scored.checkpoint, _plain(options, bits_per_weight=2.0**middle), device, None)
-            except TargetUnreachable:  # a small model's archive is never that small
-                low = middle
-                continue
-            validation = scored.validation(encoded)
-            least = min(least, validation.drop)
-            if progress is not None:
-                figures = {"bits": 2.0**middle, "drop": validation.drop}
-                progress(number + 1, _DATA_FREE_ROUNDS + 1, figures)
-            if validation.keeps(goal.max_drop):
-                best, high = (encoded, validation), middle
-            elif number == 0:
-                break
-            else:
-                low = middle
-        if best is None:
-            raise TargetUnreachable(
-                f"a drop of {goal.max_drop:g} {scored.unit}: {least:.2f} on validation is the nearest; allow more,"
-                " or validate on more examples"
-            )
-        return best
-
 
 def try_inputs(task: Task, checkpoint: Checkpoint) -> None:
     """Runs the original model on the task's first batch of inputs, so that what fails there fails at once.
@@ -295,47 +218,6 @@ def try_inputs(task: Task, checkpoint: Checkpoint) -> None:
     """
     model = build_model(task, checkpoint.tensors).float()
     next(understood(model, task.calibration()), None)
-
-
-class _Scored:
-    """Measures archives of one model by a task."""
-
-    def __init__(self, task: Task, checkpoint: Checkpoint, before: Score, options: PackOptions) -> None:
-        self.task, self.checkpoint, self.before = task, checkpoint, before
-        self.scale = Scale.of(task)
-        self._effort, self._seed = min(options.effort, _MEASURING_EFFORT), options.seed
-
-    @property
-    def unit(self) -> str:
-        """What a drop is counted in."""
-        return "points" if self.scale.is_share else self.scale.unit
-
-    def measure(self, given: GivenSymbols) -> tuple[Encoded, int, Validation]:
-        """See `wcompress.refine.search.Measure`; quickly written."""
-        encoded = encode_given(self.checkpoint, given, effort=self._effort, seed=self._seed)
-        return encoded, archive_bytes(self.checkpoint, encoded), self.validation(encoded)
-
-    def validation(self, encoded: Encoded) -> Validation:
-        """How what an archive restores to scores on validation."""
-        after = observed(self.task, restore_encoded(self.checkpoint, encoded), "validation")
-        return Validation.of(self.before, after, self.scale)
-
-
-def _plain(options: PackOptions, *, ratio: float | None = None, bits_per_weight: float | None = None) -> PackOptions:
-    # To a size, without the task.
-    effort = options.effort if ratio is None else min(options.effort, _MEASURING_EFFORT)
-    return replace(
-        options,
-        max_drop=None,
-        sqnr=None,
-        ratio=ratio,
-        bits_per_weight=bits_per_weight,
-        refine="off",
-        resume=False,
-        effort=effort,
-        time_limit=None,  # the whole work has one
-        floors=not options.allows_drop,  # the task's score says what may go
-    )
 
 
 def _fixed_bytes(checkpoint: Checkpoint, refiner: Refiner) -> int:
@@ -353,7 +235,7 @@ def goal_of(checkpoint: Checkpoint, options: PackOptions) -> Goal:
     return Goal(max_drop=DEFAULT_MAX_DROP if options.max_drop is None else options.max_drop)
 
 
-def _written_well(scored: _Scored, best: Candidate, options: PackOptions) -> Candidate:
+def _written_well(scored: Scored, best: Candidate, options: PackOptions) -> Candidate:
     # With the effort asked for; the symbols are the same, and so is the score.
     encoded = encode_given(scored.checkpoint, best.given, effort=options.effort, seed=options.seed)
     n_bytes = archive_bytes(scored.checkpoint, encoded)
