@@ -52,7 +52,7 @@ FEW_INPUTS = (200, 2000)
 _FEW_BITS = {"mnist-fnn": 0.6, "mnist-cnn": 0.6, "mnist-rnn": 1.5, "mnist-lstm": 1.0}
 LEVELS = {"residual": (10.0, 15.0, 20.0), "efficientnet-lite0": (90.0, 95.0), "minilm": (0.974, 0.994)}
 BITS = {
-    "residual": tuple(0.5 + 0.25 * i for i in range(23)),
+    "residual": tuple(0.5 + 0.25 * i for i in range(12)),
     "efficientnet-lite0": (4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0),
     "minilm": (2.0, 2.5, 3.0, 3.5, 4.0),
 }

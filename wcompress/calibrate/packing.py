@@ -45,9 +45,12 @@ _TOO_FEW = f"the task gives fewer than {FEWEST_INPUTS} inputs"
 _BATCH, _MOST_INPUTS = 64, 2048
 _HELD_OUT_SHARE = 5
 _GRADIENT_INPUTS, _DRAWS = 512, 2
-_BITS = (min(BITS) / 2, max(BITS))
-_AGAIN, _AGAIN_ROUNDS = 0.75, 3
+_BITS = ((min(BITS) / 2, max(BITS) / 2), BITS)
+"""A weight, between which an archive that keeps to a drop is looked for; the second where the first has none."""
+_AGAIN, _AGAIN_ROUNDS = 0.8, 2
 """How far below the size that was found another way of calibrating is tried, and in how many rounds."""
+_SHARES = (0.95, 1.0)
+"""Of the size that was found, what is tried with all effort, at which less is lost."""
 _COLLECTING, _TRYING = "running the network on its inputs", "trying what inputs say"
 _COLLECTING_SHARE, _TRYING_SHARE = 0.2, 0.6
 
@@ -215,10 +218,12 @@ class CalibratedEncoder:
         if calibration is not None:
             feedbacks = calibration.feedbacks(DAMPING, _shapes(checkpoint))
             why = "no calibrated archive that was tried keeps to the drop"
-            with contextlib.suppress(TargetUnreachable):
-                found = coarsest(
-                    scored, options.max_drop, quick, device, progress, deadline, self.warnings, feedbacks, bits=_BITS
-                )
+            for bits in _BITS:
+                with contextlib.suppress(TargetUnreachable):
+                    found = coarsest(
+                        scored, options.max_drop, quick, device, progress, deadline, self.warnings, feedbacks, bits=bits
+                    )
+                    break
         if calibration is None or found is None:
             found = coarsest(scored, options.max_drop, options, device, progress, deadline, self.warnings)
             self.decision = Decision("data-free", why, found[1])
@@ -256,10 +261,9 @@ class CalibratedEncoder:
         found: tuple[Encoded, Validation],
         feedbacks: Feedbacks | None,
     ) -> tuple[Encoded, Validation]:
-        # With all effort less is lost at the same size, or the size is a little less.
         assert options.max_drop is not None
         n_bytes = scored.n_bytes(found[0])
-        for share in (0.97, 1.0):
+        for share in _SHARES:
             wanted = replace(
                 sized(options, bits_per_weight=8 * share * n_bytes / scored.checkpoint.n_params), effort=options.effort
             )
