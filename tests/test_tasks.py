@@ -338,7 +338,7 @@ class TestLoadTask:
 
     def test_built_in(self, tmp_path: Path) -> None:
         write_mnist(tmp_path)
-        task = load_task("mnist-rnn", data_dir=tmp_path, seed=2)
+        task = load_task("mnist-rnn", data_dir=str(tmp_path), seed=2)
         assert isinstance(task, Task)
         assert (task.name, task.dataset, task.n_examples) == ("mnist-rnn", "mnist", 6)
         assert torch.equal(next(task.build().parameters()), next(build_baseline("mnist-rnn", seed=2).parameters()))

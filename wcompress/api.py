@@ -41,7 +41,7 @@ def pack(
     options: PackOptions | None = None,
     *,
     task: Task | str | None = None,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     progress: Progress | None = None,
     engine: str | None = None,
     shard: str | None = None,

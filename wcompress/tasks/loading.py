@@ -34,7 +34,7 @@ _MAX_MESSAGE_CHARS = 300
 _counter = itertools.count()
 
 
-def load_task(spec: str, *, data_dir: Path | None = None, seed: int = 0) -> Task:
+def load_task(spec: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Task:
     """Loads a task by its name.
 
     Args:

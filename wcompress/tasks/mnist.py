@@ -48,7 +48,7 @@ class MnistData:
     source: str
 
 
-def load_mnist(data_dir: Path | None = None) -> MnistData:
+def load_mnist(data_dir: Path | str | None = None) -> MnistData:
     """Loads MNIST from where it is first found, or else the embedded digits.
 
     The four idx files, gzipped or not, are looked for in `data_dir`, then in `$WCOMPRESS_DATA` (either has them
@@ -66,7 +66,7 @@ def load_mnist(data_dir: Path | None = None) -> MnistData:
     Raises:
         TaskError: a named folder lacks the files, a file is corrupt, or scikit-learn is needed and missing.
     """
-    named = (data_dir, "the data folder") if data_dir is not None else _from_environment()
+    named = (Path(data_dir), "the data folder") if data_dir is not None else _from_environment()
     if named is not None:
         return _read_mnist(_folder_with_files(*named))
     cache = cache_dir()
