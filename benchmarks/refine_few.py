@@ -52,7 +52,9 @@ def measure(task: FewInputs, tensors: Tensors, seed: int, refine: str) -> dict[s
     """One model, packed and scored; `refine` is "on" or "off"."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        result = wcompress.pack(tensors, Path(folder) / "model.wcz", task=task, refine=refine, max_drop=MAX_DROP)
+        result = wcompress.pack(
+            tensors, Path(folder) / "model.wcz", task=task, refine=refine, calibrate="off", max_drop=MAX_DROP
+        )
         seconds = time.perf_counter() - start
         restored = wcompress.load(result.archive)
     before, after = (task.validate(build_model(task, found)) for found in (tensors, restored))

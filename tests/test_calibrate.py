@@ -163,7 +163,7 @@ def test_embeddings_count_and_shared_weights_are_summed_once() -> None:
     model, ids = Shared().eval(), torch.tensor([[1, 2, 2], [2, 3, 9]])
     collector = Collector(model)
     collector.run([ids])
-    assert set(collector.moments) == {"words.weight", "a.weight"}
+    assert set(collector.moments) == {"words.weight", "head.weight", "a.weight", "b.weight"}
     assert collector.moments["words.weight"].total is not None
     assert collector.moments["words.weight"].total[0].tolist() == [0, 1, 3, 1, 0, 0, 0, 0, 0, 1]
     assert collector.moments["a.weight"].n == 12

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,13 +53,17 @@ def squared_gradients(
             parameter.requires_grad_(True)
         for batch in batches:
             for _ in range(n_draws):
-                terms = [_drawn(y, generator, as_classes) for y in float_tensors(call(model, batch)) if y.requires_grad]
-                if not terms:
+                outputs = [y for y in float_tensors(call(model, batch)) if y.requires_grad]
+                if not outputs:
                     raise TaskError("calibration: the model's output does not depend on its weights")
+                terms = [_drawn(y, generator, as_classes) for y in outputs if bool(y.isfinite().all())]
+                if not terms:
+                    continue
                 gradients = torch.autograd.grad(torch.stack(terms).sum(), list(parameters.values()), allow_unused=True)
                 for name, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
-                        square = gradient.detach().double().square()
+                        dense = gradient.to_dense() if gradient.is_sparse else gradient
+                        square = dense.detach().double().square()
                         found[name] = found[name] + square if name in found else square
                 n_inputs += len(tensors_of(batch)[0])
     finally:
@@ -76,18 +82,20 @@ def sensitivities(
         moments: of those that multiply inputs.
         gradients: their squares, see `squared_gradients`.
     """
-    mean = float(torch.stack([g.mean() for g in gradients.values()]).mean()) if gradients else 1.0
+    means = {name: float(g.mean()) for name, g in gradients.items() if g.numel()}
+    known = [mean for mean in means.values() if 0 < mean < math.inf]
     found = {}
     for name, tensor in tensors.items():
         gradient = gradients.get(name)
-        if gradient is None or not bool(gradient.any()):
-            # Nothing is known of it, or its inputs were all zero.
-            gradient = torch.full(tuple(tensor.shape), mean, dtype=torch.float64)
+        if gradient is None or gradient.shape != tensor.shape or not 0 < means.get(name, 0.0) < math.inf:
+            # Of what no output depends on, an error costs as little as of anything.
+            found[name] = Sensitivity(np.full(1, min(known, default=1.0)), None)
+            continue
         of_it = moments.get(name)
-        inputs = None if of_it is None else of_it.mean
-        if inputs is None or tensor.ndim < 2 or not _fits(tensor, inputs, of_it is not None and of_it.transposed):
+        inputs, transposed = (None, False) if of_it is None else (of_it.mean, of_it.transposed)
+        if inputs is None or not bool(inputs.any()) or not _fits(tensor, inputs, transposed):
             found[name] = Sensitivity(gradient.reshape(-1).mean().reshape(1).numpy(), None)
-        elif of_it is not None and of_it.transposed:
+        elif transposed:
             outputs = gradient.reshape(len(tensor), -1).sum(0) / inputs.sum().clamp_min(1e-300)
             found[name] = Sensitivity(outputs.numpy(), inputs.numpy(), transposed=True)
         else:
@@ -100,9 +108,11 @@ def sensitivities(
 
 
 def _fits(tensor: Tensor, inputs: Tensor, transposed: bool) -> bool:
+    if tensor.ndim < 2:
+        return False
     if transposed:
         return inputs.shape[-1] == len(tensor)
-    return len(tensor) % len(inputs) == 0 and inputs.shape[-1] == tensor[0].numel() and len(tensor) > 0
+    return len(tensor) > 0 and len(tensor) % len(inputs) == 0 and inputs.shape[-1] == tensor[0].numel()
 
 
 def _drawn(output: Tensor, generator: torch.Generator, as_classes: bool) -> Tensor:

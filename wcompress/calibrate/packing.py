@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,11 @@ from wcompress.codec.options import PackOptions
 from wcompress.codec.quantiser.sensitivity import Feedback, Sensitivity
 from wcompress.codec.restoring import restore_encoded
 from wcompress.deadline import Deadline
-from wcompress.errors import TargetUnreachable
+from wcompress.errors import TargetUnreachable, TaskError
 from wcompress.evaluate import build_model
 from wcompress.progress import Progress, part
 from wcompress.refine.distil import distance_of
-from wcompress.refine.inputs import Inputs, call, tensors_of, understood
+from wcompress.refine.inputs import Inputs, call, mapped, tensors_of, understood
 from wcompress.refine.margin import Validation
 from wcompress.refine.scored import BITS, MEASURING_EFFORT, Decision, Scored, coarsest, sized
 from wcompress.tasks import Score, Task, seeded
@@ -44,7 +45,7 @@ FEWEST_INPUTS = 64
 _TOO_FEW = f"the task gives fewer than {FEWEST_INPUTS} inputs"
 _BATCH, _MOST_INPUTS = 64, 2048
 _HELD_OUT_SHARE = 5
-_GRADIENT_INPUTS, _DRAWS = 512, 2
+_GRADIENT_INPUTS, _DRAWS = 256, 2
 _BITS = ((min(BITS) / 2, max(BITS) / 2), BITS)
 """A weight, between which an archive that keeps to a drop is looked for; the second where the first has none."""
 _AGAIN, _AGAIN_ROUNDS = 0.8, 2
@@ -81,7 +82,8 @@ class Calibration:
             TaskError: the task fails, or does not fit the model.
         """
         model = build_model(task, checkpoint.tensors).float()
-        batches = [batch for batch in understood(model, task.calibration()) if len(tensors_of(batch)[0])]
+        found_batches = (mapped(batch, _as_float) for batch in understood(model, task.calibration()))
+        batches = [batch for batch in found_batches if len(tensors_of(batch)[0])]
         if sum(len(tensors_of(batch)[0]) for batch in batches) < FEWEST_INPUTS:
             return None
         inputs = Inputs(batches, batch_size=_BATCH, held_out_share=_HELD_OUT_SHARE, seed=seed)
@@ -92,7 +94,8 @@ class Calibration:
         few = _up_to(_GRADIENT_INPUTS, some)
         gradients = squared_gradients(model, few, as_classes=as_classes, n_draws=_DRAWS, seed=seed)
         floats = {name: t for name, t in checkpoint.tensors.items() if t.is_floating_point()}
-        found = sensitivities(floats, collector.moments, gradients)
+        aliases = _aliases(model, checkpoint.ties)
+        found = sensitivities(floats, _with_aliases(collector.moments, aliases), _with_aliases(gradients, aliases))
         n_inputs = sum(len(tensors_of(batch)[0]) for batch in some)
         return cls(task, model, inputs.held_out or some[-1:], found, n_inputs)
 
@@ -134,6 +137,7 @@ class CalibratedEncoder:
         self.task, self._before = task, before
         self.decision: Decision | None = None
         self.warnings: list[str] = []
+        self._why = _TOO_FEW
 
     def __call__(
         self, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None
@@ -146,11 +150,27 @@ class CalibratedEncoder:
         """
         with seeded(options.seed):
             part(progress, 0.0, 0.0, _COLLECTING)
-            calibration = Calibration.of(self.task, checkpoint, options.seed) if options.calibrates else None
+            calibration = self._calibration(checkpoint, options)
             trying = part(progress, _COLLECTING_SHARE, _TRYING_SHARE)
             if self._before is None:
                 return self._sized(calibration, checkpoint, options, device, trying)
             return self._kept(calibration, checkpoint, options, device, trying)
+
+    def _calibration(self, checkpoint: Checkpoint, options: PackOptions) -> Calibration | None:
+        """What inputs tell; None where they are not asked, too few, or, unless they have to be, where that fails."""
+        if not options.calibrates:
+            self._why = "calibration is off"
+            return None
+        try:
+            return Calibration.of(self.task, checkpoint, options.seed)
+        except Exception as error:
+            told = f"{error}" if isinstance(error, TaskError) else f"{type(error).__name__}: {error}"
+            detail = " ".join(told.split())
+            if options.calibrate == "on":
+                raise TaskError(f"task {self.task.name}: calibration failed ({detail:.300})") from error
+            self._why = "calibration failed"
+            self.warnings.append(f"calibration failed ({detail:.300}); the archive goes by the weights alone")
+            return None
 
     def _sized(
         self,
@@ -161,12 +181,13 @@ class CalibratedEncoder:
         progress: Progress | None,
     ) -> Feedbacks | None:
         if calibration is None:
-            self.decision = Decision("data-free", _TOO_FEW, None)
+            self.decision = Decision("data-free", self._why, None)
             return None
         if is_several(t.numel() for name, t in checkpoint.tensors.items() if name not in checkpoint.ties):
             self.decision = Decision("calibrated", f"on {calibration.n_inputs} inputs", None)
             return calibration.feedbacks(DAMPING, _shapes(checkpoint))
-        _, found, reason = self._best(calibration, checkpoint, options, device, progress)
+        deadline = Deadline(options.time_limit)
+        _, found, reason = self._best(calibration, checkpoint, options, device, progress, deadline)
         self.decision = Decision("data-free" if found is None else "calibrated", reason, None)
         return found
 
@@ -177,6 +198,7 @@ class CalibratedEncoder:
         options: PackOptions,
         device: str,
         progress: Progress | None,
+        deadline: Deadline,
     ) -> tuple[float | None, Feedbacks | None, str]:
         """The way of coding that held-out inputs like best at the size asked for: none, without feedback, damped."""
         quick = replace(options, effort=min(options.effort, MEASURING_EFFORT), floors=False, time_limit=None)
@@ -185,8 +207,15 @@ class CalibratedEncoder:
         ways += [(damping, calibration.feedbacks(damping, shapes)) for damping in DAMPINGS]
         distances: list[float] = []
         for number, (_, feedbacks) in enumerate(ways):
+            if deadline.passed and distances:
+                self.warnings.append(
+                    f"the time limit of {deadline.limit_s:g} s ended the trials of calibration after {number} of"
+                    f" {len(ways)}; results depend on the machine's speed"
+                )
+                break
+            wanted = quick if feedbacks is not None else replace(quick, floors=options.floors)
             try:
-                encoded = encode(checkpoint, quick, device, None, feedbacks=feedbacks)
+                encoded = encode(checkpoint, wanted, device, None, feedbacks=feedbacks)
                 distances.append(calibration.distance(restore_encoded(checkpoint, encoded)))
             except TargetUnreachable:
                 distances.append(math.inf)
@@ -211,7 +240,7 @@ class CalibratedEncoder:
         assert self._before is not None
         assert options.max_drop is not None
         scored, deadline = Scored(self.task, checkpoint, self._before, options), Deadline(options.time_limit)
-        why = "calibration is off" if not options.calibrates else _TOO_FEW
+        why = self._why
         quick = replace(options, effort=min(options.effort, MEASURING_EFFORT))
         found: tuple[Encoded, Validation] | None = None
         feedbacks: Feedbacks | None = None
@@ -230,7 +259,7 @@ class CalibratedEncoder:
             return found[0]
         n_bytes = scored.n_bytes(found[0])
         at_size = sized(options, ratio=checkpoint.original_bytes / n_bytes)
-        damping, best, reason = self._best(calibration, checkpoint, at_size, device, None)
+        damping, best, reason = self._best(calibration, checkpoint, at_size, device, None, deadline)
         if damping != DAMPING and not deadline.passed:
             most = 8 * n_bytes / checkpoint.n_params
             with contextlib.suppress(TargetUnreachable):  # nor does every set of examples agree with the outputs
@@ -248,7 +277,7 @@ class CalibratedEncoder:
                 )
                 if scored.n_bytes(again[0]) <= n_bytes:
                     found, feedbacks = again, best
-        if options.effort > quick.effort:
+        if options.effort > quick.effort and not deadline.passed:
             found = self._written_well(scored, options, device, found, feedbacks)
         self.decision = Decision("data-free" if feedbacks is None else "calibrated", reason, found[1])
         return found[0]
@@ -286,6 +315,27 @@ def _up_to(n_inputs: int, batches: Sequence[Batch]) -> list[Batch]:
         found.append(batch)
         n_inputs -= len(tensors_of(batch)[0])
     return found
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _aliases(model: nn.Module, ties: Mapping[str, str]) -> list[set[str]]:
+    # Names of one and the same tensor: of the model's, or of the checkpoint's.
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
+    return [*names.values(), *({later, earlier} for later, earlier in ties.items())]
+
+
+def _with_aliases(found: Mapping[str, Any], aliases: Sequence[set[str]]) -> dict[str, Any]:
+    result = dict(found)
+    for names in aliases:
+        known = next((result[name] for name in sorted(names) if name in result), None)
+        if known is not None:
+            result |= {name: known for name in names if name not in result}
+    return result
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

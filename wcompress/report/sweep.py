@@ -57,7 +57,7 @@ def default_settings(options: PackOptions) -> list[SweepSetting]:
     if options.method == "paper":
         return [SweepSetting(f"latent {n}", replace(options, latent_dim=n)) for n in SWEEP_LATENT_DIMS]
     if options.method == "vae":
-        plain = replace(options, refine="off")
+        plain = replace(options, refine="off", calibrate="off")
         settings = [SweepSetting(f"{bits:g} bits", replace(plain, bits_per_weight=bits)) for bits in SWEEP_BITS]
         if options.refine == "on":
             settings += [SweepSetting(f"refined, −{drop:g}", replace(options, max_drop=drop)) for drop in SWEEP_DROPS]

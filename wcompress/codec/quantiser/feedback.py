@@ -170,8 +170,8 @@ def _code_taps(
     # of the trellis. Each survivor has the errors of its row so far.
     n_rows, inner = targets.shape
     n, n_states = n_rows * inner, len(next_state)
-    chosen, came = np.empty((n, n_states), np.int16), np.empty((n, n_states), np.int32)
-    off = np.empty((n, n_states), np.float32)
+    chosen, came = np.zeros((n, n_states), np.int16), np.zeros((n, n_states), np.int32)
+    off = np.zeros((n, n_states), np.float32)
     past, new_past = np.zeros((n_states, inner), np.float32), np.zeros((n_states, inner), np.float32)
     cost, new_cost = np.empty(n_states, np.float32), np.empty(n_states, np.float32)
     branch_costs, branch_symbols = np.empty(2, np.float32), np.empty(2, np.int32)

@@ -95,8 +95,9 @@ class Sensitivity:
 
     Attributes:
         outputs: what a squared error of each output costs, float64 `[n_outputs]`.
-        inputs: second moments of what the weights are multiplied by, float64 `[n_groups, k, k]`; `[1, k]` of inputs
-            that are never there together, such as the rows of an embedding. None where nothing is known of them.
+        inputs: second moments of what the weights are multiplied by, float64 `[n_groups, k, k]`; `[n_groups, k]` of
+            inputs that are never there together, such as the rows of an embedding, or of which each is known alone.
+            None where nothing is known of them.
         transposed: the tensor's first dimension is that of its inputs.
     """
 

@@ -109,7 +109,7 @@ class VaeSearch(Coding):
         longest = min(unit_blocks * block_size, n_weights)
         states = max(n for n in N_STATES if n == 1 or (n <= states and n * longest <= _MOST_SEARCHED))
         if rule.feedbacks is not None:
-            states = min(states, _FEEDBACK_STATES)
+            states = _FEEDBACK_STATES
         config = EncoderConfig(
             machine=trellis(states),
             use_prior=parts.prior and effort > 3 and (rate is None or rate.has_prior),
