@@ -19,7 +19,9 @@ from wcompress.calibrate.outputs import sensitivities, squared_gradients
 from wcompress.calibrate.packing import Calibration
 from wcompress.checkpoint import read_checkpoint
 from wcompress.codec.container import groups
-from wcompress.errors import OptionError
+from wcompress.codec.rate_control import search
+from wcompress.codec.rate_control.step_rule import StepRule
+from wcompress.errors import OptionError, TaskError
 
 FAST: dict[str, Any] = {"effort": 2, "threads": 1, "device": "cpu"}
 
@@ -172,6 +174,140 @@ def test_embeddings_count_and_shared_weights_are_summed_once() -> None:
     assert found["words.weight"].transposed
     assert found["words.weight"].feedback((10, 4)).layout == "rows"
     assert found["a.bias"].inputs is None
+
+
+class Odd(nn.Module):
+    """Modules used in ways that hooks have to bear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name, self.normed = nn.Linear(8, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.same = nn.Conv1d(1, 2, 5, padding="same", padding_mode="circular")
+        self.stepped = nn.LSTM(8, 4)
+        self.cross = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.words = nn.Embedding(6, 8, sparse=True)
+        self.unused = nn.Linear(8, 30)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.normed(self.by_name(input=x)) + self.words(torch.zeros(len(x), dtype=torch.long))
+        y, _ = self.stepped(x[None], (torch.zeros(1, len(x), 4), torch.zeros(1, len(x), 4)))
+        z, _ = self.cross(x[:, None], key=2 * x[:, None], value=x[:, None])
+        return {"scores": y[0] + self.same(x[:, None]).sum((1, 2))[:, None] + z.sum((1, 2))[:, None]}
+
+
+def test_odd_modules_are_borne_and_left_out() -> None:
+    torch.manual_seed(0)
+    model, x = Odd().eval(), torch.randn(30, 8)
+    collector = Collector(model)
+    collector.run(x.split(10))
+    found = collector.moments
+    assert torch.allclose(found["by_name.weight"].mean[0], x.double().T @ x.double() / 30)
+    assert {"words.weight", "same.weight"} < set(found)
+    assert not [name for name in found if name.startswith(("stepped", "cross.in_proj", "normed"))]
+    gradients = squared_gradients(model, x.split(10), as_classes=True, n_draws=2, seed=0)
+    costs = sensitivities(dict(model.named_parameters()), found, gradients)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    logs = {name: one.feedback(shapes[name]).log_cost for name, one in costs.items()}
+    assert logs["unused.weight"] == pytest.approx(min(logs.values()))  # on which no output depends
+    parts = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    rule = StepRule.calibrated(parts, {name: costs[name].feedback(shapes[name]) for name in parts})
+    exponents = [row[0] for row in rule.scales.exponents]
+    assert max(exponents) - sorted(exponents)[len(exponents) // 2] <= 20  # about four octaves of a step
+
+
+def test_a_sequence_without_a_batch_has_steps() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.RNN(3, 4), torch.randn(20, 3)
+    collector = Collector(nn.Sequential(layer).eval())
+    collector.run([x])
+    assert collector.moments["0.weight_hh_l0"].n == 20
+    assert collector.moments["0.weight_hh_l0"].mean.any()
+
+
+def test_of_many_places_a_fair_part_is_looked_at() -> None:
+    layer = nn.Conv2d(1, 2, 3, padding=1, bias=False)
+    collector = Collector(nn.Sequential(layer).eval())
+    collector.run([torch.ones(64, 1, 64, 64)])
+    found = collector.moments["0.weight"]
+    assert found.n == 64 * 64
+    assert float(found.mean[0, 3, 3]) == pytest.approx(63 / 64, abs=0.03)  # the left tap
+
+
+class Spoilt(Task):
+    """Something is wrong with its inputs."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self._wrong = wrong
+
+    def calibration(self) -> Iterator[Tensor]:
+        for number, batch in enumerate(super().calibration()):
+            if self._wrong == "double":
+                yield batch.double()
+            elif self._wrong == "later" and number == 2:
+                yield batch[:, :7]
+            elif self._wrong == "raises":
+                raise NotImplementedError("no inputs here")
+            elif self._wrong == "nan" and number == 1:
+                yield torch.full_like(batch, float("nan"))
+            else:
+                yield batch
+
+
+@pytest.mark.parametrize("wrong", ["double", "later", "raises", "nan"])
+def test_inputs_that_fail_do_not_end_a_pack(trained: dict[str, Tensor], tmp_path: Path, wrong: str) -> None:
+    options = {"task": Spoilt(wrong), "ratio": 20.0, **FAST}
+    result = wcompress.pack(trained, tmp_path / "a.wcz", **options)
+    assert result.task is not None
+    if wrong in ("later", "raises"):
+        assert result.task.chosen == "data-free"
+        assert any("calibration failed" in warning for warning in result.warnings)
+        with pytest.raises(TaskError, match="calibration"):
+            wcompress.pack(trained, tmp_path / "b.wcz", calibrate="on", **options)
+        assert not (tmp_path / "b.wcz").exists()
+    elif wrong == "double":
+        assert result.task.chosen == "calibrated"
+    assert distance(trained, tmp_path / "a.wcz") < 5
+
+
+def test_tied_weights_in_any_order_are_calibrated() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(50, 12), nn.Linear(12, 50, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.words(ids))
+            return scores
+
+    class Words(Task):
+        def build(self) -> nn.Module:
+            return Tied()
+
+        def calibration(self) -> Iterator[Tensor]:
+            yield from torch.arange(200).remainder(37).split(50)
+
+    weight = torch.randn(50, 12)
+    calibration = Calibration.of(Words(), read_checkpoint({"head.weight": weight, "words.weight": weight}), seed=0)
+    assert calibration is not None
+    assert {name for name, one in calibration.found.items() if one.transposed} == {"head.weight", "words.weight"}
+
+
+@pytest.mark.parametrize("effort", [1, 2])
+def test_every_effort_has_a_trellis(
+    trained: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: int
+) -> None:
+    monkeypatch.setattr(search, "n_states_of", lambda *_: 1)
+    result = wcompress.pack(trained, tmp_path / "a.wcz", task=Task(), bits_per_weight=1.2, **{**FAST, "effort": effort})
+    assert result.task is not None
+    assert result.task.chosen == "calibrated"
+
+
+def test_a_time_limit_ends_the_trials(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    result = wcompress.pack(trained, tmp_path / "a.wcz", task=Task(), ratio=20.0, time_limit=1e-3, **FAST)
+    assert any("trials of calibration" in warning for warning in result.warnings)
+    assert result.ratio >= 20
 
 
 def test_squared_gradients_are_those_of_the_squared_error() -> None:

@@ -31,6 +31,8 @@ _LEAST_SHARE = 2.0**-10  # of the weights: what is smaller is fine enough
 # Octaves that a step, relative to its tensor's scale, may be from that of most weights; the last is a weight's share.
 _MOST_COARSER, _MOST_FINER, _FINER_SHARE = 0.75, 4.0, 0.1
 _MULTIPLIER, _CAREFUL_MULTIPLIER, _CALIBRATED_MULTIPLIER = 0.15, 0.05, 0.2
+_LEAST_COST = 8.0
+"""Octaves by which errors in one tensor may cost less than in most weights: what no input led through may be needed."""
 SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
 
@@ -85,9 +87,12 @@ class StepRule:
         """
         sizes = {name: max(1, tensor.numel()) for name, tensor in coded.items()}
         costs = {name: feedbacks[name].log_cost for name in coded}
+        middle = _weighted_median(costs, sizes)
+        raised = {name: max(0.0, middle - _LEAST_COST - cost) for name, cost in costs.items()}
+        costs = {name: cost + raised[name] for name, cost in costs.items()}
         mean = sum(costs[name] * size for name, size in sizes.items()) / max(1, sum(sizes.values()))
         exponents = {name: round(-2 * (cost - mean)) for name, cost in costs.items()}
-        scaled = (feedbacks[name].times(exponent / 2 - mean) for name, exponent in exponents.items())
+        scaled = (feedbacks[name].times(exponent / 2 - mean + raised[name]) for name, exponent in exponents.items())
         scales = OwnScales(tuple((exponent,) for exponent in exponents.values()))
         return cls(scales, None, _CALIBRATED_MULTIPLIER, False, tuple(scaled))
 
@@ -111,6 +116,15 @@ class StepRule:
             found = zip(parts, n_rows, strict=True)
             feedbacks = tuple(feedbacks[number].of_rows(some, n) for (number, some), n in found)
         return StepRule(taken(self.scales), counted, self.multiplier, self.keep_energy, feedbacks)
+
+
+def _weighted_median(values: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+    n_below, half = 0, sum(sizes.values()) / 2
+    for name in sorted(values, key=lambda name: values[name]):
+        n_below += sizes[name]
+        if n_below >= half:
+            return values[name]
+    return 0.0
 
 
 def default_sqnr_db(tensors: Mapping[str, torch.Tensor]) -> float:
