@@ -17,7 +17,7 @@ from wcompress.codec.models.symbol_encoder import SymbolEncoder
 from wcompress.codec.quantiser.sequence import Sequencing
 from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.views import divided
-from wcompress.codec.rate_control.floors import Shortfalls, fine_sqnr_db
+from wcompress.codec.rate_control.floors import Shortfalls, about_db, fine_sqnr_db
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.solution import EncoderConfig, Solution, finest_step
 from wcompress.codec.rate_control.weights import ModelWeights
@@ -159,10 +159,8 @@ class Coding:
         known = next((sections for of, sections in self._written if of is solution), None)
         if known is not None:
             return known
-        sections = {
-            **self.code(solution).to_sections(),
-            "fine": encode_fine(self.fine, fine_sqnr_db(self._quality_db(solution), self._fine_margin_db)),
-        }
+        sections = self.code(solution).to_sections()
+        sections["fine"] = encode_fine(self.fine, self._fine_db(solution, len(sections["symbols"])))
         self._written = [*self._written[-1:], (solution, sections)]
         return sections
 
@@ -203,8 +201,19 @@ class Coding:
         return counted
 
     def _quality_db(self, solution: Solution) -> float:
-        """The SQNR of the model, dB: what the floors, and the precision of fine tensors, follow."""
+        """The SQNR of the model, dB, which floors follow."""
         return self.sqnr_db(solution) if self.rate is None else self.rate.sqnr_db
+
+    def _fine_db(self, solution: Solution, symbol_bytes: int) -> float:
+        """How precisely fine tensors are kept, dB.
+
+        Where errors are fed back, weights end far from what they were and outputs do not: as if the weights had the
+        SQNR that as many bits give without feedback.
+        """
+        quality_db = self._quality_db(solution)
+        if self._encoder.config.feedbacks is not None:
+            quality_db = about_db(8 * symbol_bytes / max(1, self.sequencing.n_weights))
+        return fine_sqnr_db(quality_db, self._fine_margin_db)
 
     def keeps_floors(self, solution: Solution) -> bool:
         """Whether every tensor, row and channel has the quality that is promised beside the solution's SQNR."""
