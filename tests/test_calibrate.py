@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import wcompress
+from wcompress.calibrate import packing
 from wcompress.calibrate.moments import Collector
 from wcompress.calibrate.outputs import sensitivities, squared_gradients
 from wcompress.calibrate.packing import Calibration
@@ -66,6 +67,12 @@ class Task:
 
     def evaluate(self, model: nn.Module) -> float:
         return self._score(model, slice(1000, 1400))
+
+
+@pytest.fixture(autouse=True)
+def one_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer trials."""
+    monkeypatch.setattr(packing, "DAMPINGS", (packing.DAMPING,))
 
 
 @pytest.fixture(scope="module")
