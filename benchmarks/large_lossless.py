@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,9 @@ def measured(command: Sequence[str], limit_s: float | None = None) -> dict[str, 
     """
     with tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-        timer = threading.Timer(limit_s or threading.TIMEOUT_MAX, process.kill)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+        # With its workers, if it has any.
+        timer = threading.Timer(limit_s or threading.TIMEOUT_MAX, lambda: os.killpg(process.pid, signal.SIGKILL))
         timer.daemon = True
         timer.start()
         _, status, usage = os.wait4(process.pid, 0)
