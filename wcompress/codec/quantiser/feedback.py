@@ -23,7 +23,7 @@ import numpy.typing as npt
 from wcompress.codec.quantiser.branches import NEVER, BranchTables
 from wcompress.codec.quantiser.sensitivity import Feedback
 from wcompress.codec.quantiser.trellis import Trellis
-from wcompress.codec.quantiser.viterbi import branches, register_places
+from wcompress.codec.quantiser.viterbi import advance, branches, register_places
 from wcompress.compiled import compiled, part
 
 Ints = npt.NDArray[np.int32]
@@ -65,20 +65,6 @@ def _candidates(
             costs[to] = cost
             symbols[to] = -magnitude if negative else magnitude
             errors[to] = -distance if negative else distance
-
-
-@part
-def _advance(costs: Singles, branch_of: Ints, now: Singles, then: Singles, survivors: npt.NDArray[np.uint8]) -> None:
-    half = len(branch_of)
-    for i in range(half):
-        branch = branch_of[i]
-        own, other = costs[branch], costs[branch ^ 1]
-        low, high = now[i] + own, now[half + i] + other
-        survivors[2 * i] = high < low
-        then[2 * i] = min(low, high)
-        low, high = now[i] + other, now[half + i] + own
-        survivors[2 * i + 1] = high < low
-        then[2 * i + 1] = min(low, high)
 
 
 @compiled(makes_arrays=True)
@@ -126,12 +112,12 @@ def _code_columns(
                 least = min(min(costs[i, 0], costs[i, 1]), min(costs[i, 2], costs[i, 3]))
                 for branch in range(4):
                     costs[i, branch] -= least
-                _advance(costs[i], branch_of, now, then, survivors[i])
+                advance(now[:half], now[half:], branch_of, costs[i], survivors[i], then)
                 now, then = then, now
             state = int(np.argmin(now))
             last = state
             for i in range(stop - 1, start - 1, -1):
-                upper = int(survivors[i, state])
+                upper = int(survivors[i, state]) & 1
                 before = state >> 1
                 branch = branch_of[before] ^ (state & 1) ^ upper
                 symbols[column, i] = found[i, branch]

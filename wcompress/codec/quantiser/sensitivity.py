@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -131,23 +130,20 @@ class Sensitivity:
             columns = _at_least(self.inputs, _LEAST_INPUT)
             inner = 1 if self.transposed else math.prod(shape[2:])
             return Feedback.of(None, columns, outputs, inner, transposed=self.transposed)
-        k = self.inputs.shape[-1]
+        k, inner = self.inputs.shape[-1], math.prod(shape[2:])
+        least = np.maximum(_LEAST * np.trace(self.inputs, axis1=1, axis2=2) / k, 1e-300)
+        if not np.triu(self.inputs, 1).any():
+            variances = np.diagonal(self.inputs, axis1=1, axis2=2) + least[:, None]
+            return Feedback.of(None, variances, outputs, inner)
         factors = np.empty(self.inputs.shape, np.float32)
         variances = np.empty(self.inputs.shape[:2])
         for group, moments in enumerate(self.inputs):
             # H⁻¹ = UᵀU with an upper triangular U, from the Cholesky factor of H with its order reversed.
-            least = max(_LEAST * float(np.trace(moments)) / k, 1e-300)
-            lower = np.linalg.cholesky(moments[::-1, ::-1] + least * np.eye(k))
+            lower = np.linalg.cholesky(moments[::-1, ::-1] + least[group] * np.eye(k))
             upper = np.linalg.inv(lower)[::-1, ::-1]
             diagonal = np.diag(upper).copy()
             factors[group], variances[group] = upper / diagonal[:, None], 1 / np.square(diagonal)
-        inner = math.prod(shape[2:])
-        alone = not np.triu(factors, 1).any()
-        return Feedback.of(None if alone else factors, variances, outputs, inner)
-
-
-Sensitivities = Mapping[str, Sensitivity]
-"""By a tensor's name."""
+        return Feedback.of(factors, variances, outputs, inner)
 
 
 def _at_least(costs: Doubles, share: float) -> Doubles:

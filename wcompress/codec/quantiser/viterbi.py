@@ -73,9 +73,12 @@ def branches(machine: Trellis) -> Ints:
 
 
 @compiled()
-def _step(low: Singles, high: Singles, branch_of: Ints, costs: Singles, survivors: Bytes, to: Singles) -> None:
-    # From the costs of states i and i + n_states / 2 to those of 2i and 2i + 1; which of the two was the better way is
-    # shifted into a byte. Its own function, so that the compiler can tell the arrays apart.
+def advance(low: Singles, high: Singles, branch_of: Ints, costs: Singles, survivors: Bytes, to: Singles) -> None:
+    """From the costs of states i and i + n_states / 2 to those of 2i and 2i + 1, by those of a weight's four branches.
+
+    Which of the two was the better way is shifted into a byte.
+    """
+    # Its own function, so that the compiler can tell the arrays apart.
     c0, c1, c2, c3 = costs[0], costs[1], costs[2], costs[3]
     for i in range(len(branch_of)):
         branch = branch_of[i]
@@ -122,7 +125,7 @@ def _search_unit(
     find_branches(x, first, classes, class_shift, levels, rest, zero, shifts, choice, lane, costs, nearest, flags)
     now, then = states[0], states[1]
     for i in range(n):
-        _step(now[:half], now[half:], branch_of, costs[i].reshape(-1), survivors[i >> 3], then)
+        advance(now[:half], now[half:], branch_of, costs[i].reshape(-1), survivors[i >> 3], then)
         now, then = then, now
         if i & 7 == 7:
             _lower(now)

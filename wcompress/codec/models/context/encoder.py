@@ -234,31 +234,13 @@ class ContextEncoder:
             levels = start.levels
         table = np.array([(0, 0), *levels.shifts] if levels.shifts else np.zeros((8, 2)), np.float32) / LEVEL_UNITS
         shifts = np.sign(classes.ratios)[:, None] * table[np.abs(classes.ratios)]
-        if self.config.feedbacks is not None:
-            symbols = search_with_feedback(
-                x[:],
-                sequencing.starts,
-                self.config.feedbacks,
-                sequencing.unit_blocks * sequencing.block_size,
-                classes.of,
-                machine,
-                replace(levels, shifts=()).array(machine, limit),
-                rates,
-                multiplier,
-                shifts.astype(np.float32),
-            )
-            return self._finished(step, model, symbols, None)
-        symbols = search(
-            x,
-            sequencing.unit_starts,
-            classes.of,
-            0,
-            machine,
-            replace(levels, shifts=()).array(machine, limit),
-            rates,
-            multiplier,
-            shifts.astype(np.float32),
-        )
+        array = replace(levels, shifts=()).array(machine, limit)
+        costs = machine, array, rates, multiplier, shifts.astype(np.float32)
+        if self.config.feedbacks is None:
+            symbols = search(x, sequencing.unit_starts, classes.of, 0, *costs)
+        else:
+            unit = sequencing.unit_blocks * sequencing.block_size
+            symbols = search_with_feedback(x[:], sequencing.starts, self.config.feedbacks, unit, classes.of, *costs)
         return self._finished(step, model, symbols, None)
 
     def _finished(self, step: float, model: ContextModel, symbols: Ints, levels: Levels | None) -> Solution:
