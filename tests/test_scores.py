@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.test_refine import Toy, trained
 from wcompress.cli import run
 from wcompress.codec.results import TaskScore
 from wcompress.errors import OptionError, TaskError
-from wcompress.evaluate import _shuffled
+from wcompress.evaluate import _shuffled, build_model
 from wcompress.refine import packing as refine_packing
 from wcompress.refine.margin import Validation
 from wcompress.tasks import Scale, Score, observe, standard_error
@@ -258,6 +259,43 @@ def test_networks_of_several_inputs_keep_their_tuples() -> None:
     pair = (torch.ones(4, 3), torch.ones(4, 3))
     model = nn.Bilinear(3, 3, 2)
     assert list(understood(model, [pair, pair])) == [pair, pair]
+
+
+def test_mappings_of_a_tokenizer_are_batches() -> None:
+    from wcompress.refine.inputs import understood
+
+    class Words(nn.Module):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return (input_ids * attention_mask).float()
+
+    ids, mask = torch.arange(12).view(3, 4), torch.ones(3, 4, dtype=torch.int64)
+    batch = UserDict(input_ids=ids, offsets=ids, attention_mask=mask)
+    assert list(understood(Words(), [batch])) == [{"input_ids": ids, "attention_mask": mask}]
+
+
+def test_tied_names_and_buffers_outside_the_state_need_not_match() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+            self.head.weight = self.embedding.weight
+            self.register_buffer("places", torch.arange(4), persistent=False)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return cast(Tensor, self.head(self.embedding(ids) * self.places.sum()))
+
+    class Next(Toy):
+        def build(self) -> nn.Module:
+            return Words()
+
+    weight = torch.randn(5, 3)
+    for names in (["embedding.weight"], ["head.weight"]):
+        model = build_model(Next(), {**dict.fromkeys(names, weight), "places": torch.zeros(4)})
+        assert torch.equal(cast(Tensor, model.head.weight), weight)
+        assert model.places.tolist() == [0, 1, 2, 3]
+    for tensors in ({"places": torch.zeros(4)}, {"embedding.weight": weight, "other": weight}):
+        with pytest.raises(TaskError, match="do not fit"):
+            build_model(Next(), tensors)
 
 
 def scores(right: Tensor) -> Score:

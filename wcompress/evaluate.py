@@ -65,12 +65,15 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> dic
 def build_model(task: Task, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """The task's model with these weights, in eval mode.
 
+    Checkpoints may name a tensor that the model has under several names only once, and may hold buffers that the model
+    keeps out of its `state_dict`, such as the positions of older language models; those are not loaded.
+
     Raises:
         TaskError: the weights do not fit the model.
     """
     model = task.build()
     try:
-        model.load_state_dict(dict(tensors))
+        model.load_state_dict(_as_named(model, tensors))
     except Exception as error:
         detail = " ".join(str(error).split())
         detail = detail.split(":", 1)[-1].strip()
@@ -78,6 +81,14 @@ def build_model(task: Task, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
             f"task {task.name}: the weights do not fit its model ({detail:.300}); pass the task they were made for"
         ) from error
     return model.eval()
+
+
+def _as_named(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    held = model.state_dict(keep_vars=True)
+    kept_out = {name for name, _ in model.named_buffers(remove_duplicate=False)} - set(held)
+    found = {name: tensor for name, tensor in tensors.items() if name not in kept_out}
+    known = {id(held[name]): tensor for name, tensor in found.items() if name in held}
+    return found | {name: known[id(one)] for name, one in held.items() if name not in found and id(one) in known}
 
 
 def observed(task: Task, tensors: Mapping[str, torch.Tensor], split: str) -> Score:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,7 +148,7 @@ def understood(model: nn.Module, batches: Iterable[Any]) -> Iterator[Batch]:
     """Batches as the model takes them, up to 2 GiB; the first one is tried.
 
     A loader often gives labels beside the inputs. Where the model does not take a batch as it is, the first entry of a
-    tuple or list alone is tried, or of a dict the entries that the model's `forward` names.
+    tuple or list alone is tried, or of a dict or another mapping the entries that the model's `forward` names.
 
     Args:
         model: in eval mode, on the CPU.
@@ -159,7 +159,9 @@ def understood(model: nn.Module, batches: Iterable[Any]) -> Iterator[Batch]:
     """
     reduce: Callable[[Any], Any] | None = None
     n_bytes = 0
-    for number, batch in enumerate(batches):
+    for number, given in enumerate(batches):
+        # Tokenizers give mappings that are no dicts.
+        batch = dict(given) if isinstance(given, Mapping) else given
         if reduce is None:
             reduce = _reduction(model, batch)
         try:
