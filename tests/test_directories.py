@@ -327,10 +327,14 @@ def test_a_folder_without_a_model_says_what_was_looked_for(cli: Cli, tmp_path: P
 
 def test_options_that_do_not_go_with_a_folder_are_one_line(cli: Cli, packed: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "safetensors", 2)
+    one_file = make_model(tmp_path / "one-file", "safetensors", 1)
     torch.save({"w": torch.ones(3, 3)}, tmp_path / "one.pt")
     for arguments in (
         ["pack", model, "-o", "x.wcz", "--task", "mnist-fnn"],
         ["pack", model, "-o", "x.wcz", "--task", "mnist-fnn", "--max-drop", 1],
+        ["pack", model, "-o", "x.wcz", "--max-drop", 1],
+        ["pack", one_file, "-o", "x.wcz", "--task", "mnist-fnn", "--ratio", 4, "--resume"],
+        ["pack", one_file, "-o", "x.wcz", "--task", "mnist-fnn", "--ratio", 4, "--engine", "processes"],
         ["pack", model, "-o", "x.wcz", "--key", "model"],
         ["pack", model, "-o", "-"],
         ["pack", model, "-o", "x.wcz", "--dry-run", "--shard", "1/2"],
@@ -352,7 +356,7 @@ def test_options_that_do_not_go_with_a_folder_are_one_line(cli: Cli, packed: Pat
         assert (code, out) == (2, ""), arguments
         assert err.count("\n") == 1, err
         assert err.startswith("wcompress: "), err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.wcz", "one.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.wcz", "one-file", "one.pt"]
     for command in ("inspect", "verify", "unpack"):
         code, out, err = cli(command, model)
         assert (code, out) == (2, "")

@@ -78,9 +78,9 @@ def test_a_killed_pack_goes_on_where_it_was(cli: Cli, killed: Path, once: Path, 
     seen: list[str] = []
     real = work.pack_shard
 
-    def watched(job: Any, progress: Any) -> Any:
+    def watched(job: Any, *rest: Any) -> Any:
         seen.append(job.name)
-        return real(job, progress)
+        return real(job, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "pack_shard", watched)
@@ -128,10 +128,10 @@ def test_force_starts_anew(model: Path, killed: Path, once: Path, tmp_path: Path
 def test_an_interrupted_pack_says_how_to_go_on(cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = work.pack_shard
 
-    def interrupted(job: Any, progress: Any) -> Any:
+    def interrupted(job: Any, *rest: Any) -> Any:
         if "00002" in job.name:
             raise KeyboardInterrupt
-        return real(job, progress)
+        return real(job, *rest)
 
     monkeypatch.setattr(work, "pack_shard", interrupted)
     code, out, err = cli("pack", model, "--effort", 1, "--threads", 1)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,6 @@ def pack(
     if not isinstance(source, Mapping) and (is_packed_folder(source) or weights_file(source) is not None):
         if is_packed_folder(source):
             raise OptionError(f"{os.fspath(source)}: is a folder of archives already; use unpack to restore it")
-        if task is not None:
-            raise OptionError("task: works with a model in one file, not with a folder; name the file in it")
         return pack_folder(
             source,
             output,
@@ -85,19 +84,37 @@ def pack(
             shard=shard,
             workers=workers,
             progress=progress,
+            pack_file=None if task is None else partial(_pack_for, _loaded(task, data_dir)),
         )
     for name, value in (("engine", engine), ("shard", shard), ("workers", workers)):
         if value is not None:
             raise OptionError(f"{name}: works with a folder of {' or '.join(WEIGHTS)}; leave it out")
     if task is None:
         return packing.pack(source, output, options, progress=progress, **overrides)
-    if isinstance(task, str):
-        task = load_task(task, data_dir=data_dir)
     if output is None and not isinstance(source, Mapping):
         output = archive_path(source)
-    encoder = _TaskEncoder(as_task(task), output)
+    return _pack_for(
+        _loaded(task, data_dir), source, output, packing.with_overrides(options, overrides), progress=progress
+    )
+
+
+def _loaded(task: Task | str, data_dir: Path | str | None) -> Task:
+    return as_task(load_task(task, data_dir=data_dir) if isinstance(task, str) else task)
+
+
+def _pack_for(
+    task: Task,
+    source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
+    output: str | os.PathLike[str] | None,
+    options: PackOptions,
+    *,
+    whole: Mapping[str, torch.Tensor] | None = None,
+    progress: Progress | None = None,
+) -> PackResult:
+    """`wcompress.codec.packing.pack`, with a task's scores before and after."""
+    encoder = _TaskEncoder(task, output)
     result, restored = packing.pack_and_restore(
-        source, output, options, progress=part(progress, 0.0, _PACKING_SHARE), encoder=encoder, **overrides
+        source, output, options, progress=part(progress, 0.0, _PACKING_SHARE), encoder=encoder, whole=whole
     )
     part(progress, _PACKING_SHARE, 1.0, "scoring the restored model")
     return encoder.scored(result, restored)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from wcompress.codec.packing import pack
+from wcompress.codec.results import PackResult
 from wcompress.directories.shard import ShardDone, ShardJob
 from wcompress.directories.work import do_job
 from wcompress.errors import OptionError
@@ -55,7 +57,12 @@ class Overall:
 
 
 def run_jobs(
-    jobs: Sequence[ShardJob], overall: Overall, *, engine: str | None = None, workers: int | None = None
+    jobs: Sequence[ShardJob],
+    overall: Overall,
+    *,
+    engine: str | None = None,
+    workers: int | None = None,
+    pack_file: Callable[..., PackResult] = pack,
 ) -> list[ShardDone]:
     """Packs shards; archives do not depend on the engine.
 
@@ -64,6 +71,7 @@ def run_jobs(
         overall: told of the progress.
         engine: None, `processes` or `ray`.
         workers: shards at once; None for as many as suit the machine.
+        pack_file: see `pack_shard`; engines take no other than the default.
 
     Returns:
         A result for each job, in order.
@@ -86,7 +94,7 @@ def run_jobs(
         return run_in_processes([with_threads(job, max(1, n_cores // n_workers)) for job in jobs], overall, n_workers)
     results = []
     for job in jobs:
-        results.append(do_job(job, overall.of(job.name)))
+        results.append(do_job(job, overall.of(job.name), pack_file))
         overall.update(job.name, 1.0)
     return results
 

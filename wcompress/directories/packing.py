@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from wcompress.checkpoint.messages import listed, shown
 from wcompress.codec.options import PackOptions
+from wcompress.codec.packing import pack
 from wcompress.codec.results import Estimate, PackResult
 from wcompress.device import resolve_device
 from wcompress.directories.engines import Overall, run_jobs
@@ -53,6 +54,7 @@ def pack_folder(
     shard: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    pack_file: Callable[..., PackResult] | None = None,
 ) -> FolderPackResult:
     """Make a folder of archives of a model folder: an archive for each shard, an index, and the side files.
 
@@ -64,6 +66,8 @@ def pack_folder(
         shard: `I/N` to pack every N-th shard from the I-th on, for `join_folder` to put together.
         workers: shards at once with engine `processes`.
         progress: called as the work goes on.
+        pack_file: makes the archive of a model in one file, where a task has a part in it, with the arguments of
+            `wcompress.codec.packing.pack`.
 
     Raises:
         CheckpointError: the source cannot be read, or is no model folder.
@@ -72,13 +76,19 @@ def pack_folder(
         TargetUnreachable: a shard cannot meet the target.
     """
     options = options or PackOptions()
-    _check_options(options, engine, shard, workers)
+    _check_options(options, engine, shard, workers, has_task=pack_file is not None)
     start = time.perf_counter()
     number, n_parts = (1, 1) if shard is None else parse_part(shard)
     output = archive_path(source) if output is None else output
     target = Path(output) if options.dry_run else check_folder(output, force=options.force, source=Path(source))
     part(progress, 0.0, 0.0, "reading the shards' headers")
     found = find_source(source)
+    if pack_file is not None and len(found.shards) > 1:
+        of_all = Path(source) / str(found.weight_index)
+        raise OptionError(
+            f"task: works with a model in one file, not in {len(found.shards)} shards; name {shown(of_all)},"
+            " which makes one archive of them"
+        )
     if n_parts > len(found.shards):
         raise OptionError(f"--shard {shard}: the model has {len(found.shards)} shards; divide it into no more parts")
     headers = read_headers(found, strict=options.strict)
@@ -99,13 +109,13 @@ def pack_folder(
     sizes = {one.name: one.n_bytes for one in found.shards if one.name in {job.name for job in jobs}}
     overall = Overall(part(progress, _HEADERS_SHARE, 1.0), sizes)
     if options.dry_run:
-        done = run_jobs(jobs, overall)
+        done = run_jobs(jobs, overall, pack_file=pack_file or pack)
         return _result(plan, done, output, start, dry_run=True)
     work.begin(resume=options.resume, force=options.force, shared=shard is not None)
     try:
         if number == 1:
             work.add_side_files(found.side_files)
-        done = _packed(work, jobs, overall, engine, workers)
+        done = _packed(work, jobs, overall, engine, workers, pack_file or pack)
         if shard is not None:
             return _result(plan, done, output, start, work=work.path)
         _check_size(plan, done)
@@ -156,9 +166,15 @@ def join_folder(output: str | os.PathLike[str], *, force: bool = False) -> Folde
     return _result(plan, done, named, start, index=index)
 
 
-def _check_options(options: PackOptions, engine: str | None, shard: str | None, workers: int | None) -> None:
-    if options.max_drop is not None or options.refine == "on":
-        raise OptionError("a task: works with a model in one file, not with a folder; name the file in it")
+def _check_options(
+    options: PackOptions, engine: str | None, shard: str | None, workers: int | None, *, has_task: bool
+) -> None:
+    if not has_task and (options.max_drop is not None or "on" in (options.refine, options.calibrate)):
+        raise OptionError("max_drop, refine and calibrate need a task, which says what the model is for")
+    if has_task and (engine is not None or shard is not None):
+        raise OptionError("task: goes with neither an engine nor a part of the shards; leave one of them out")
+    if has_task and options.resume:
+        raise OptionError("--resume: of a folder that is packed with a task nothing is kept; leave it out")
     if options.key is not None:
         raise OptionError(f"key {options.key!r}: the shards of a folder have no entries to choose from; leave it out")
     if options.dry_run and (engine is not None or shard is not None):
@@ -221,7 +237,12 @@ def _for_each_shard(options: PackOptions, most_bytes: int, other_bytes: int) -> 
 
 
 def _packed(
-    work: Work, jobs: Sequence[ShardJob], overall: Overall, engine: str | None, workers: int | None
+    work: Work,
+    jobs: Sequence[ShardJob],
+    overall: Overall,
+    engine: str | None,
+    workers: int | None,
+    pack_file: Callable[..., PackResult],
 ) -> list[ShardDone]:
     """All jobs' results; those that were done before are not done again."""
     results: dict[str, ShardDone] = {}
@@ -231,7 +252,7 @@ def _packed(
             results[job.name] = earlier
             overall.update(job.name, 1.0)
     left = [job for job in jobs if job.name not in results]
-    done = run_jobs(left, overall, engine=engine, workers=workers)
+    done = run_jobs(left, overall, engine=engine, workers=workers, pack_file=pack_file)
     results |= {job.name: found for job, found in zip(left, done, strict=True)}
     return [results[job.name] for job in jobs]
 
@@ -289,6 +310,7 @@ def _result(
         left_out_tensors=tuple(name for shard in shards for name in shard.left_out_tensors),
         max_abs_error=max(errors, default=None),
         dry_run=dry_run,
+        task=shards[0].task if len(shards) == 1 else None,
         floors=floors_of(shards),
         warnings=(
             *plan.warnings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -69,8 +70,15 @@ def fingerprint(options: PackOptions, whole: tuple[TensorHeader, ...] | None) ->
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def pack_shard(job: ShardJob, progress: Progress | None = None) -> ShardDone:
+def pack_shard(
+    job: ShardJob, progress: Progress | None = None, pack_file: Callable[..., PackResult] = pack
+) -> ShardDone:
     """Packs one shard; its archive appears in the job's folder whole or not at all.
+
+    Args:
+        job: what to do.
+        progress: called as the work goes on.
+        pack_file: makes an archive of a file, with the arguments of `wcompress.codec.packing.pack`.
 
     Raises:
         CheckpointError: it cannot be read, or was changed meanwhile.
@@ -84,7 +92,7 @@ def pack_shard(job: ShardJob, progress: Progress | None = None) -> ShardDone:
     options = replace(job.options, force=True, resume=False)
     digest = "" if options.dry_run else sha256_of(path)
     try:
-        result = pack(path, archive, options, whole=whole, progress=progress)
+        result = pack_file(path, archive, options, whole=whole, progress=progress)
     except TargetUnreachable as error:
         raise TargetUnreachable(f"shard '{shown(job.name)}': {error}") from error
     if _state(path) != before:

@@ -13,12 +13,14 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wcompress.checkpoint.messages import damaged, listed, shown
+from wcompress.codec.packing import pack
+from wcompress.codec.results import PackResult
 from wcompress.directories.folders import check_replaceable, copy_file, files_in, place_folder, sha256_of, write_bytes
 from wcompress.directories.index import INDEX_NAME, WORK_SUFFIX, Index, ShardEntry, index_of, read_index
 from wcompress.directories.results import from_record, to_record
@@ -205,13 +207,13 @@ class Work:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def do_job(job: ShardJob, progress: Progress | None = None) -> ShardDone:
-    """Packs a shard into the folder of a `Work`, and records that it is done.
+def do_job(job: ShardJob, progress: Progress | None = None, pack_file: Callable[..., PackResult] = pack) -> ShardDone:
+    """Packs a shard into the folder of a `Work`, and records that it is done; arguments as for `pack_shard`.
 
     Raises:
         WCompressError: see `pack_shard`.
     """
-    done = pack_shard(job, progress)
+    done = pack_shard(job, progress, pack_file)
     if not job.options.dry_run:
         record = {"entry": asdict(done.entry), "result": to_record(done.result)}
         write_bytes(Path(job.folder).parent / "records" / f"{job.name}.json", json.dumps(record).encode())
