@@ -355,6 +355,13 @@ WORST = Worst("fc2.weight", 19.0, 11.04, "fc1.weight")
             " digits scored 98.00 % before and 97.50 % after on toy."
             " Nothing was written.",
         ),
+        (
+            packed(task=TaskScore("words", "toy", 3.0, 3.1, unit="nats"), dry_run=True),
+            {},
+            "9.09x smaller. Lossy: SQNR 22.0 dB over all weights."
+            " words scored 3.00 nats before and 3.10 nats after on toy."
+            " Nothing was written.",
+        ),
     ],
 )
 def test_verdict(result: PackResult, options: dict[str, Any], text: str) -> None:

@@ -415,6 +415,10 @@ class TestLoadTask:
         )
         with pytest.raises(TaskError, match=r"task \(Half\) lacks calibration\(\), validate\(\); see"):
             load_task(self.write(tmp_path, text))
+        each = "task.validate_each = task.evaluate_each = lambda model: [25, 75]"
+        text = text.replace("validate = 3", "calibration = list").replace("    def evaluate(self, model): ...\n", "")
+        task = load_task(self.write(tmp_path, f"{text}\n{each.replace('model', '_self, model')}"))
+        assert task.validate(torch.nn.Identity()) == task.evaluate(torch.nn.Identity()) == 50
         with pytest.raises(TaskError, match=r"task \(int\) lacks build\(\)"):
             load_task(self.write(tmp_path, "task = 3"))
 

@@ -22,9 +22,9 @@ def verdict(result: PackResult, *, restorable: bool = True) -> str:
     sentences = [_size(result), _loss(result)]
     if result.task is not None:
         task = result.task
-        sentences.append(
-            f"{task.name} scored {task.score_before:.2f} % before and {task.score_after:.2f} % after on {task.dataset}."
-        )
+        mark = "%" if task.unit == "percent" else task.unit
+        scores = f"{task.score_before:.2f} {mark} before and {task.score_after:.2f} {mark} after"
+        sentences.append(f"{task.name} scored {scores} on {task.dataset}.")
     if result.dry_run:
         if result.estimate is not None and result.estimate.sampled:
             sentences.append("Estimated from samples of the tensors.")

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from wcompress.errors import TaskError, WCompressError
@@ -226,8 +227,11 @@ class UserTask:
         return call
 
     def _score(self, method: str, model: nn.Module) -> float:
-        with seeded(self._seed), self._origin.running(f"{method}()"):
-            found = getattr(self._inner, method)(model)
+        chosen = next(way for way in _ways(method) if callable(getattr(self._inner, way, None)))
+        with seeded(self._seed), self._origin.running(f"{chosen}()"):
+            found = getattr(self._inner, chosen)(model)
+            if chosen != method:
+                found = torch.as_tensor(found, dtype=torch.float64).mean()
         try:
             return float(found)
         except (TypeError, ValueError, RuntimeError):
@@ -294,8 +298,12 @@ def _make(module: ModuleType, attribute: str, origin: _Origin) -> Any:
 
 
 def _lacking(candidate: Any) -> list[str]:
-    """Names the methods of a task that an object does not have."""
-    return [method for method in _METHODS if not callable(getattr(candidate, method, None))]
+    """Names the methods of a task that an object does not have, neither as they are nor for each example."""
+    return [method for method in _METHODS if not any(callable(getattr(candidate, m, None)) for m in _ways(method))]
+
+
+def _ways(method: str) -> tuple[str, ...]:
+    return (method, f"{method}_each") if method in ("validate", "evaluate") else (method,)
 
 
 def _describe(error: BaseException) -> str:

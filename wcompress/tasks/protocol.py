@@ -53,8 +53,8 @@ class Task(Protocol):
             def evaluate(self, model):        # held-out test, used once, to report
                 return self.score(model, "test")
 
-            # Optional, so that fewer examples suffice for the same certainty:
-            # def validate_each(self, model): a score for each validation example, whose mean is validate's
+            # Instead of validate and evaluate, so that fewer examples suffice for the same certainty:
+            # def validate_each(self, model): a score for each validation example; their mean counts
             # def evaluate_each(self, model): the same of the test examples
             # Optional, for refining:
             # def distance(self, original_output, restored_output): a scalar tensor that can be differentiated
