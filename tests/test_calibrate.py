@@ -15,9 +15,9 @@ from torch.nn import functional
 
 import wcompress
 from wcompress.calibrate import packing
+from wcompress.calibrate.calibration import DAMPING, Calibration, Split
 from wcompress.calibrate.moments import Collector
 from wcompress.calibrate.outputs import sensitivities, squared_gradients
-from wcompress.calibrate.packing import Calibration
 from wcompress.checkpoint import read_checkpoint
 from wcompress.codec.container import groups
 from wcompress.codec.rate_control import search
@@ -72,7 +72,7 @@ class Task:
 @pytest.fixture(autouse=True)
 def one_damping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer trials."""
-    monkeypatch.setattr(packing, "DAMPINGS", (packing.DAMPING,))
+    monkeypatch.setattr(packing, "DAMPINGS", (DAMPING,))
 
 
 @pytest.fixture(scope="module")
@@ -296,8 +296,10 @@ def test_tied_weights_in_any_order_are_calibrated() -> None:
             yield from torch.arange(200).remainder(37).split(50)
 
     weight = torch.randn(50, 12)
-    calibration = Calibration.of(Words(), read_checkpoint({"head.weight": weight, "words.weight": weight}), seed=0)
-    assert calibration is not None
+    checkpoint = read_checkpoint({"head.weight": weight, "words.weight": weight})
+    split = Split.of(Words(), checkpoint, seed=0)
+    assert split is not None
+    calibration = Calibration.on(split, checkpoint, seed=0)
     assert {name for name, one in calibration.found.items() if one.transposed} == {"head.weight", "words.weight"}
 
 
@@ -398,12 +400,12 @@ def test_few_inputs_do_no_harm(trained: dict[str, Tensor], tmp_path: Path) -> No
 
 
 def test_held_out_inputs_choose(trained: dict[str, Tensor]) -> None:
-    calibration = Calibration.of(Task(), read_checkpoint(trained), seed=0)
-    assert calibration is not None
-    assert calibration.n_inputs == 480
-    assert sum(len(batch) for batch in calibration.held_out) == 120
-    assert calibration.distance(trained) == 0.0
-    assert calibration.distance({name: 2 * tensor for name, tensor in trained.items()}) > 0.01
+    split = Split.of(Task(), read_checkpoint(trained), seed=0)
+    assert split is not None
+    assert split.n_inputs == 480
+    assert sum(len(batch) for batch in split.held_out) == 120
+    assert split.distance(trained) == 0.0
+    assert split.distance({name: 2 * tensor for name, tensor in trained.items()}) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import torch
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec import packing
-from wcompress.codec.encoded import Encoded
 from wcompress.codec.options import PackOptions
 from wcompress.codec.results import PackResult, TaskScore, with_error
+from wcompress.codec.trying import Stored
 from wcompress.device import one_torch_thread
 from wcompress.directories.index import is_packed_folder
 from wcompress.directories.packing import pack_folder
@@ -131,7 +131,7 @@ class _TaskEncoder:
 
     def __call__(
         self, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None
-    ) -> Encoded | Mapping[str, Feedback] | None:
+    ) -> Stored | Mapping[str, Feedback] | None:
         """See `wcompress.codec.packing.Encoder`.
 
         Raises:

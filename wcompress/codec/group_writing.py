@@ -77,6 +77,7 @@ def write_groups(
     *,
     keep_restored: bool,
     refined: bool = False,
+    once: bool = False,
 ) -> Written:
     """Encodes and writes all groups, in as many passes as the target takes.
 
@@ -88,10 +89,11 @@ def write_groups(
         progress: called as the work goes on.
         keep_restored: whether the restored tensors are to be returned.
         refined: see `wcompress.codec.container.manifest.Manifest`.
+        once: one pass will do, whether or not the target is met.
     """
     while True:
         written = _one_pass(encoding, checkpoint, options, path, progress, keep_restored=keep_restored, refined=refined)
-        if not encoding.again(written.figures.sqnr_db, written.n_bytes):
+        if once or not encoding.again(written.figures.sqnr_db, written.n_bytes):
             return written
         path.unlink()
 

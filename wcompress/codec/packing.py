@@ -15,8 +15,8 @@ import torch
 
 from wcompress.archive import ArchiveWriter
 from wcompress.checkpoint import Checkpoint, read_checkpoint
-from wcompress.codec.container.groups import grouped, is_several
-from wcompress.codec.container.manifest import Manifest, Part
+from wcompress.codec.container.groups import is_several
+from wcompress.codec.container.manifest import Manifest
 from wcompress.codec.digest import tensors_digest
 from wcompress.codec.encoded import Encoded
 from wcompress.codec.encoding import encode_plan, planned
@@ -31,6 +31,7 @@ from wcompress.codec.plan import Plan
 from wcompress.codec.quantiser.sensitivity import Feedback
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import Estimate, PackResult, with_errors
+from wcompress.codec.trying import Archived, Stored, cut
 from wcompress.device import one_torch_thread, resolve_device
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.fidelity import ErrorFigures, compare, worst_of
@@ -41,7 +42,7 @@ from wcompress.threads import work_threads
 POOR_TENSOR_DB, POOR_ROW_DB = 6.0, 3.0
 """An SQNR below which there is a warning; see docs/quality.md."""
 
-Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Encoded | Mapping[str, Feedback] | None]
+Encoder = Callable[[Checkpoint, PackOptions, str, Progress | None], Stored | Mapping[str, Feedback] | None]
 """Finds what to store; or leaves it to the codec and gives None, or what errors of each float tensor cost."""
 
 _SAMPLING_SHARE = 0.15
@@ -112,8 +113,8 @@ def pack_and_restore(
         whole = checkpoint.tensors if whole is None else whole
         encoding = part(progress, 0.0, _ENCODING_SHARE)
         found = None if encoder is None else encoder(checkpoint, options, device, encoding)
-        encoded = found if isinstance(found, Encoded) else None
-        feedbacks = None if isinstance(found, Encoded) else found
+        stored = found if isinstance(found, Encoded | Archived) else None
+        feedbacks = None if isinstance(found, Encoded | Archived) else found
         if feedbacks is not None:
             options = replace(options, floors=False)  # what is worse than others was found to matter less
         sampled = options.dry_run and encoder is None and not keep_restored and _can_be_sampled(checkpoint, options)
@@ -121,10 +122,11 @@ def pack_and_restore(
         if sampled:
             written, estimate = estimated(Job(checkpoint, options, device, progress, whole))
         else:
-            plan = planned(checkpoint, options, whole) if encoded is None else None
-            groups = () if plan is None else _groups(plan, options)
-            if plan is None or not groups:
-                at_once = _encode(Job(checkpoint, options, device, progress, whole, feedbacks), encoded or plan)
+            plan = planned(checkpoint, options, whole) if stored is None else None
+            groups = () if plan is None else cut(plan, options)
+            whole_at_once = stored if isinstance(stored, Encoded) else None if groups else plan
+            if whole_at_once is not None:
+                at_once = _encode(Job(checkpoint, options, device, progress, whole, feedbacks), whole_at_once)
             if options.dry_run:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wcompress-"))
                 path = Path(folder) / "archive"
@@ -132,6 +134,9 @@ def pack_and_restore(
                 path = stack.enter_context(atomic_output(output, force=options.force, source=source_path))
             if at_once is not None:
                 written = at_once.write(path)
+            elif isinstance(stored, Archived):
+                path.write_bytes(stored.content)
+                written = stored.written
             else:
                 assert plan is not None
                 sampling = part(progress, 0.0, _SAMPLING_SHARE)
@@ -203,12 +208,6 @@ def pack(
     return pack_and_restore(source, output, options, progress=progress, keep_restored=False, whole=whole, **overrides)[
         0
     ]
-
-
-def _groups(plan: Plan, options: PackOptions) -> tuple[tuple[Part, ...], ...]:
-    # Bits that were chosen for single tensors are met by a search over the whole.
-    rated = plan.chosen is not None and plan.chosen.rates
-    return grouped(plan.entries) if PACKERS[options.method].cuts_groups and not rated else ()
 
 
 def _can_be_sampled(checkpoint: Checkpoint, options: PackOptions) -> bool:
@@ -296,13 +295,12 @@ class _AtOnce:
         )
 
 
-def _encode(job: Job, found: Encoded | Plan | None) -> _AtOnce:
+def _encode(job: Job, found: Encoded | Plan) -> _AtOnce:
     # From what was encoded already, or from a plan.
     start = time.perf_counter()
     if isinstance(found, Encoded):
         encoded = found
     else:
-        assert found is not None
         encoded = encode_plan(found, replace(job, progress=part(job.progress, 0.0, _ENCODING_SHARE)))
     part(job.progress, _ENCODING_SHARE, 1.0, CHECKING)
     done = time.perf_counter()

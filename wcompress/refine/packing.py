@@ -17,20 +17,22 @@ from torch import nn
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.digest import tensors_digest
-from wcompress.codec.encoded import Encoded
 from wcompress.codec.encoding import encode
 from wcompress.codec.given import archive_bytes, encode_given
 from wcompress.codec.options import PackOptions
+from wcompress.codec.trying import Stored
 from wcompress.deadline import Deadline
 from wcompress.errors import OptionError, TargetUnreachable
 from wcompress.evaluate import build_model
 from wcompress.progress import Progress
 from wcompress.refine.budget import n_steps
+from wcompress.refine.coarsest import Trials, coarsest, sized
 from wcompress.refine.distil import distance_of
 from wcompress.refine.engine import RefineConfig, Refiner
 from wcompress.refine.inputs import Inputs, blobs, tensors_of, understood
+from wcompress.refine.margin import Validation
 from wcompress.refine.resume import load_state, save_state
-from wcompress.refine.scored import Decision, Scored, coarsest, sized
+from wcompress.refine.scored import Decision, DropCriterion, Scored
 from wcompress.refine.search import Candidate, Goal, RefineSearch
 from wcompress.refine.variation import are_images
 from wcompress.tasks import Batch, Score, Task, seeded
@@ -74,7 +76,7 @@ class RefineEncoder:
         self._state_path = state_path
         self._resume = resume
 
-    def __call__(self, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Encoded:
+    def __call__(self, checkpoint: Checkpoint, options: PackOptions, device: str, progress: Progress | None) -> Stored:
         """What to store; see `wcompress.codec.encoding.encode`.
 
         Raises:
@@ -169,7 +171,7 @@ class RefineEncoder:
         options: PackOptions,
         device: str,
         deadline: Deadline,
-    ) -> Encoded:
+    ) -> Stored:
         """The refined archive, unless one made without data serves the goal better.
 
         Beyond a ratio of 60 none ever does, and none is tried.
@@ -183,12 +185,16 @@ class RefineEncoder:
             self.decision = Decision("refined", reason, best.validation)
             return best.encoded
         try:
+            encoded: Stored
+            validation: Validation | None
             if best is None and goal.max_drop is not None:
-                encoded, validation = coarsest(scored, goal.max_drop, options, device, None, deadline, self.warnings)
+                criterion = DropCriterion(scored, goal.max_drop)
+                found = coarsest(Trials(checkpoint, criterion, options, device), None, deadline, self.warnings)
+                encoded, validation = found.stored, found.reached.validation
             else:
                 n_bytes = goal.n_bytes or (best.n_bytes - 1 if best else 1)
-                encoded = encode(checkpoint, sized(options, ratio=checkpoint.original_bytes / n_bytes), device, None)
-                validation = scored.validation(encoded)
+                at_size = encode(checkpoint, sized(options, ratio=checkpoint.original_bytes / n_bytes), device, None)
+                encoded, validation = at_size, scored.restored_validation(at_size)
         except TargetUnreachable:
             if best is None:
                 raise TargetUnreachable(_nearest(goal, search.nearest())) from None
@@ -198,6 +204,7 @@ class RefineEncoder:
         if best is None:
             self.decision = Decision("data-free", "no refined candidate kept to the goal", validation)
             return encoded
+        assert validation is not None
         lost = f"{validation.drop:.2f} {scored.unit} on validation against {best.drop:.2f}"
         if goal.max_drop is None:
             better = validation.drop < best.drop

@@ -1,0 +1,295 @@
+"""The smallest archive that keeps what is asked for: a drop of a score, or a likeness of the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from wcompress.checkpoint import Checkpoint
+from wcompress.codec.options import PackOptions
+from wcompress.codec.quantiser.sensitivity import Feedback
+from wcompress.codec.trying import Stored, Tried, tried
+from wcompress.deadline import Deadline
+from wcompress.errors import TargetUnreachable
+from wcompress.progress import Progress
+from wcompress.refine.margin import Validation
+
+MEASURING_EFFORT = 2
+BITS = (0.35, 8.0)
+"""A weight, between which the coarsest quantisation is looked for."""
+_MOST_RULED_BITS = 64.0
+"""Where rules choose for some tensors, all of them may take more bits than that."""
+_ROUNDS = 6
+_MOST_ROUNDS = 12
+TOLERANCE_DB = 0.2
+"""How far beyond what is asked for is near enough, where a smooth criterion says how far that is."""
+_AIM = 0.4
+"""Of the tolerance, what is aimed at."""
+_NEAR = math.log2(1.015)
+"""Octaves of bits between an archive that keeps and one that does not, which are near enough."""
+_DB_PER_BIT, _LEAST_SLOPE_DB, _MOST_SLOPE_DB = 6.02, 3.0, 60.0
+_FARTHEST = 1.25
+"""Octaves of bits, the most that the search moves by."""
+_MOST_BEYOND_DB = 40.0
+_STRAIGHT_DB = 12.0
+"""So far from what is asked for a secant is no guide, and the slope where it is nearest is a better one."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What an archive comes to.
+
+    Attributes:
+        value: in the criterion's unit.
+        keeps: whether that is what is asked for.
+        beyond: how much better than what is asked for; negative where worse. In dB where the criterion is smooth.
+        validation: the score on validation; None where no score counts.
+    """
+
+    value: float
+    keeps: bool
+    beyond: float
+    validation: Validation | None = None
+
+
+class Criterion(Protocol):
+    """What an archive has to keep.
+
+    Attributes:
+        is_smooth: whether `Reached.beyond` goes evenly with the bits, in dB, so that it tells where to look next.
+        figure: what progress calls the value.
+    """
+
+    is_smooth: bool
+    figure: str
+
+    def reached(self, tensors: Mapping[str, Tensor]) -> Reached:
+        """What weights come to."""
+
+    def unreachable(self, nearest: Reached | None) -> TargetUnreachable:
+        """The error that says that nothing keeps it, and what is the nearest; None where nothing was tried."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An archive that was tried.
+
+    Attributes:
+        stored: what would become the archive.
+        n_bytes: of it.
+        bits: a weight, that were asked for.
+        reached: what it comes to.
+        slope: how many dB more an octave of bits buys, about; None where that is unknown.
+    """
+
+    stored: Stored
+    n_bytes: int
+    bits: float
+    reached: Reached
+    slope: float | None = None
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Archives of one model, coded in one way, and what they come to.
+
+    Attributes:
+        checkpoint: the model.
+        criterion: what counts.
+        options: how to pack; the target is left out.
+        device: see `wcompress.codec.packers.job.Job`.
+        feedbacks: see there.
+    """
+
+    checkpoint: Checkpoint
+    criterion: Criterion
+    options: PackOptions
+    device: str
+    feedbacks: Mapping[str, Feedback] | None = None
+
+    def at(self, bits: float) -> Found:
+        """An archive of at most so many bits a weight.
+
+        Raises:
+            TargetUnreachable: none is that small.
+        """
+        wanted = sized(self.options, bits_per_weight=bits)
+        found: Tried = tried(self.checkpoint, wanted, self.device, self.feedbacks)
+        return Found(found.stored, found.n_bytes, bits, self.criterion.reached(found.restored))
+
+
+def coarsest(
+    trials: Trials,
+    progress: Progress | None,
+    deadline: Deadline,
+    warnings: list[str],
+    *,
+    bits: tuple[float, float] = BITS,
+    n_rounds: int = _ROUNDS,
+    start: float | Found | None = None,
+    known: Found | None = None,
+) -> Found:
+    """The smallest archive found that keeps a criterion.
+
+    Where the criterion is smooth, by secants and within a bracket; otherwise by halving, the most bits first.
+
+    Args:
+        trials: the archives.
+        progress: called as the search goes on.
+        deadline: after which the best that was found will do.
+        warnings: gets a line where that made an end.
+        bits: a weight, between which to look.
+        n_rounds: of halving.
+        start: where a smooth search begins: bits a weight, or an archive that was found with another effort.
+        known: an archive of `trials`, where a smooth search begins without trying it again.
+
+    Raises:
+        TargetUnreachable: no archive keeps it.
+    """
+    low, high = (math.log2(value) for value in bits)
+    if trials.options.rules:
+        high = math.log2(_MOST_RULED_BITS)
+    is_smooth = trials.criterion.is_smooth
+    search = _Secants(low, high, start) if is_smooth else _Halving(low, high)
+    best = known if known is not None and known.reached.keeps else None
+    nearest = None if known is None else known.reached
+    if known is not None:
+        search.note(math.log2(known.bits), known.reached)
+    most = _MOST_ROUNDS if is_smooth else n_rounds + 1
+    for number in range(most):
+        if best is not None and deadline.passed:
+            of = "" if is_smooth else f" of {most}"
+            warnings.append(
+                f"the time limit of {deadline.limit_s:g} s ended the search without training after {number}{of}"
+                " rounds; results depend on the machine's speed"
+            )
+            break
+        at = search.next()
+        if at is None:
+            break
+        try:
+            found = trials.at(2.0**at)
+        except TargetUnreachable:  # a small model's archive is never that small
+            search.is_too_small(at)
+            continue
+        reached = found.reached
+        if nearest is None or reached.beyond > nearest.beyond:
+            nearest = reached
+        if progress is not None:
+            progress(number + 1, most, {"bits": found.bits, trials.criterion.figure: reached.value})
+        if reached.keeps and (best is None or found.n_bytes <= best.n_bytes):
+            best = found
+        search.note(at, reached)
+    if best is None:
+        raise trials.criterion.unreachable(nearest)
+    return Found(best.stored, best.n_bytes, best.bits, best.reached, search.slope)
+
+
+class _Halving:
+    """Between bits that keep and bits that do not, on a logarithmic scale; the most first."""
+
+    slope: float | None = None
+
+    def __init__(self, low: float, high: float) -> None:
+        self._low, self._high = low, high
+        self._is_first = True
+
+    def next(self) -> float | None:
+        if self._is_first:
+            return self._high
+        return None if math.isinf(self._high) else (self._low + self._high) / 2
+
+    def is_too_small(self, at: float) -> None:
+        self._is_first, self._low = False, at
+
+    def note(self, at: float, reached: Reached) -> None:
+        if reached.keeps:
+            self._high = at
+        elif self._is_first:
+            self._high = math.inf  # more bits are not to be had
+        else:
+            self._low = at
+        self._is_first = False
+
+
+class _Secants:
+    """By how far beyond what is asked for archives are: secants on a logarithmic scale of bits, within a bracket."""
+
+    def __init__(self, low: float, high: float, start: Found | float | None) -> None:
+        self._low, self._high = low, high
+        self._points: list[tuple[float, float]] = []
+        self.slope: float | None = None
+        self._n_bracketed = 0
+        self._start = (low + high) / 2
+        if isinstance(start, float):
+            self._start = math.log2(start)
+        elif start is not None:
+            self._start, self.slope = math.log2(start.bits), start.slope
+
+    def next(self) -> float | None:
+        if not self._points:
+            return min(max(self._start, self._low), self._high)
+        good = min((p for p in self._points if p[1] >= 0), default=None)
+        bad = max((p for p in self._points if p[1] < 0 and (good is None or p[0] < good[0])), default=None)
+        if good is not None and good[1] <= TOLERANCE_DB:
+            return None
+        aim = _AIM * TOLERANCE_DB
+        if good is not None and bad is not None:
+            width = good[0] - bad[0]
+            if width <= _NEAR:
+                return None
+            self._n_bracketed += 1
+            if self._n_bracketed % 3 == 0:
+                return bad[0] + width / 2
+            proposed = bad[0] + width * (aim - bad[1]) / (good[1] - bad[1])
+            if max(good[1], -bad[1]) > _STRAIGHT_DB:
+                at, beyond = good if good[1] < -bad[1] else bad
+                proposed = at + (aim - beyond) / self._slope_at(at)
+            return min(max(proposed, bad[0] + width / 10), good[0] - width / 10)
+        at, beyond = good or bad or self._points[-1]
+        if at == (self._high if good is None else self._low):
+            return None
+        moved = at + min(max((aim - beyond) / self._slope_at(at), -_FARTHEST), _FARTHEST)
+        moved = min(max(moved, self._low), self._high)
+        return None if good is not None and good[0] - moved <= _NEAR / 2 else moved
+
+    def is_too_small(self, at: float) -> None:
+        self._low = at
+        if self._points:
+            self._points.append((at, -_MOST_BEYOND_DB))  # as if it were far from keeping anything
+        else:
+            self._start = min(self._high, at + 1)
+
+    def _slope_at(self, at: float) -> float:
+        return self.slope or max(_DB_PER_BIT * math.log(2) * 2.0**at, _LEAST_SLOPE_DB)
+
+    def note(self, at: float, reached: Reached) -> None:
+        beyond = min(max(reached.beyond, -_MOST_BEYOND_DB), _MOST_BEYOND_DB)
+        if self._points:
+            before = min(self._points, key=lambda p: abs(p[0] - at))
+            if abs(before[0] - at) > _NEAR / 2:
+                found = (beyond - before[1]) / (at - before[0])
+                if _LEAST_SLOPE_DB < found < _MOST_SLOPE_DB:
+                    self.slope = found
+        self._points.append((at, beyond if reached.keeps == (beyond >= 0) else 0.0 if reached.keeps else -1e-3))
+
+
+def sized(options: PackOptions, *, ratio: float | None = None, bits_per_weight: float | None = None) -> PackOptions:
+    """Options for an archive of some size, without the task; with little effort for a ratio."""
+    effort = options.effort if ratio is None else min(options.effort, MEASURING_EFFORT)
+    return replace(
+        options,
+        max_drop=None,
+        sqnr=None,
+        ratio=ratio,
+        bits_per_weight=bits_per_weight,
+        refine="off",
+        resume=False,
+        effort=effort,
+        time_limit=None,  # the whole work has one
+        floors=not options.allows_drop,  # the task's score says what may go
+    )
