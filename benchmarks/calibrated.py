@@ -1,10 +1,13 @@
 """What a few inputs are worth: archives by calibration against those by the weights alone.
 
     WCOMPRESS_DATA=folder-that-holds-mnist python -m benchmarks.calibrated [--models DIR] [--packages DIR] [--only NAME]
+        [--kinds KIND,KIND]
 
-Three measurements. *Drop*: the baselines by `--max-drop 0.5 --refine off`, without training; bytes, points lost on the
+Four measurements. *Drop*: the baselines by `--max-drop 0.5 --refine off`, without training; bytes, points lost on the
 10,000 test images, which no choice was made on, and the time of `pack`. *Few inputs*: the same network at equal bytes,
-its KL divergence on 5,000 validation images in nats, calibrated on 2,000 or on 200 inputs. *Levels*: bytes at which
+its KL divergence on 5,000 validation images in nats, calibrated on 2,000 or on 200 inputs. *Function target*: the
+baselines by `--output-snr` and `--max-kl`, with calibration and without; bytes, and the figure on the held-out inputs
+that the search went by and on the 10,000 test images that it did not see. *Levels*: bytes at which
 networks that are no baselines reach a quality, by a line between the archives on both sides, packed to several bits
 a weight. `residual` is the network of `benchmarks.equal_function`: the SNR of its output on held-out digits.
 Of EfficientNet-Lite0, the share of 200 crops of photographs with the same answer, calibrated on 256 other crops of the
@@ -37,6 +40,7 @@ from benchmarks.models import (
     baseline,
     baseline_task,
     integers,
+    mnist,
     n_tensor_bytes,
     names_from,
     numbers,
@@ -51,6 +55,8 @@ ALLOWED_DROP = 0.5
 WANTED_BYTES = {"mnist-fnn": 12_000, "mnist-cnn": 9_000, "mnist-lstm": 30_000}
 FEW_INPUTS = (200, 2000)
 _FEW_BITS = {"mnist-fnn": 0.6, "mnist-cnn": 0.6, "mnist-rnn": 1.5, "mnist-lstm": 1.0}
+FUNCTION_TARGETS = {"output_snr": 15.0, "max_kl": 0.02}
+KINDS = ("drop", "few", "function", "levels")
 LEVELS = {"residual": (10.0, 15.0, 20.0), "efficientnet-lite0": (90.0, 95.0), "minilm": (0.974, 0.994)}
 BITS = {
     "residual": tuple(0.5 + 0.25 * i for i in range(12)),
@@ -157,6 +163,40 @@ def few_rows(name: str, seed: int, folder: Path, effort: int) -> Iterator[dict[s
         }
 
 
+def function_rows(name: str, seed: int, folder: Path, effort: int) -> Iterator[dict[str, Any]]:
+    """One baseline at each likeness of its outputs, with calibration and without."""
+    tensors, task = baseline(folder, name, seed), baseline_task(name)
+    images = mnist().test_images
+    original = build_model(task, tensors)
+    for target, level in FUNCTION_TARGETS.items():
+        for way, calibrate in WAYS.items():
+            with tempfile.TemporaryDirectory() as place:
+                path = Path(place) / "model.wcz"
+                wanted: dict[str, Any] = {target: level}
+                result = wcompress.pack(tensors, path, task=task, calibrate=calibrate, effort=effort, **wanted)
+                restored, n_bytes = build_model(task, wcompress.load(path)), path.stat().st_size
+            with torch.inference_mode():
+                outputs, others = original(images), restored(images)
+            assert result.task is not None
+            yield {
+                "kind": "function target",
+                "model": name,
+                "seed": seed,
+                "target": target,
+                "level": level,
+                "way": way,
+                "effort": effort,
+                "chosen": result.task.chosen,
+                "n_bytes": n_bytes,
+                "ratio": n_tensor_bytes(tensors) / n_bytes,
+                "output_snr_db": result.task.output_snr_db,
+                "kl_nats": result.task.kl_nats,
+                "test_output_snr_db": real_networks.output_snr_db(outputs, others),
+                "test_kl_nats": float(divergence(outputs, others)),
+                "test_drop": result.task.drop,
+            }
+
+
 @dataclass(frozen=True)
 class Subject:
     """A network at levels of a quality.
@@ -228,7 +268,35 @@ def level_row(
     }
 
 
-_KEY = ["kind", "model", "seed", "way", "n_inputs", "effort"]
+_KEY = ["kind", "model", "seed", "target", "way", "n_inputs", "effort"]
+
+
+def baseline_rows(name: str, seed: int, folder: Path, effort: int, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What is measured of a baseline, printed."""
+    if "drop" in kinds:
+        row = drop_row(name, seed, folder, effort)
+        print(
+            f"{name} seed {seed}  {row['n_bytes']:,} B, {row['ratio']:.1f}x, {row['chosen']}"
+            f"  drop on test {row['test_drop']:.2f}, on validation {row['validation_drop']:.2f}"
+            f"  {row['s']:.1f} s  wanted {row['wanted_bytes']}: {row['met']}",
+            flush=True,
+        )
+        yield row
+    for row in few_rows(name, seed, folder, effort) if "few" in kinds else ():
+        print(
+            f"{name} seed {seed}  {row['n_inputs']:5} inputs  {row['n_bytes']:,} B  {row['chosen']}"
+            f"  KL {row['kl_nats']:.5f}  drop on validation {row['validation_drop']:.2f}",
+            flush=True,
+        )
+        yield row
+    for row in function_rows(name, seed, folder, effort) if "function" in kinds else ():
+        print(
+            f"{name} seed {seed}  {row['target']} {row['level']:g}  {row['way']}  {row['n_bytes']:,} B  {row['chosen']}"
+            f"  {row['output_snr_db']:.2f} dB, test {row['test_output_snr_db']:.2f} dB"
+            f"  KL {row['kl_nats']:.5f}, test {row['test_kl_nats']:.5f}  drop on test {row['test_drop']:.2f}",
+            flush=True,
+        )
+        yield row
 
 
 def main() -> None:
@@ -238,6 +306,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=DEFAULT_CACHE, help="folder of the baselines' checkpoints")
     parser.add_argument("--packages", type=Path, help="folder of the wheels")
     parser.add_argument("--only", type=names_from(names), default=list(names), metavar="NAME[,NAME]")
+    parser.add_argument("--kinds", type=names_from(KINDS), default=list(KINDS), metavar="KIND[,KIND]")
     parser.add_argument("--seeds", type=integers, default=[0], help="of the training (default: 0)")
     parser.add_argument("--bits", type=numbers, help="a weight, for the levels (default: by network)")
     parser.add_argument("--effort", type=int, default=DEFAULT_EFFORT, help="of ours (default: %(default)s)")
@@ -245,21 +314,10 @@ def main() -> None:
     for name in arguments.only:
         for seed in arguments.seeds:
             if name in BASELINES:
-                row = drop_row(name, seed, arguments.models, arguments.effort)
-                print(
-                    f"{name} seed {seed}  {row['n_bytes']:,} B, {row['ratio']:.1f}x, {row['chosen']}"
-                    f"  drop on test {row['test_drop']:.2f}, on validation {row['validation_drop']:.2f}"
-                    f"  {row['s']:.1f} s  wanted {row['wanted_bytes']}: {row['met']}",
-                    flush=True,
-                )
-                merge_result("calibrated", [row], _KEY)
-                for row in few_rows(name, seed, arguments.models, arguments.effort):
-                    print(
-                        f"{name} seed {seed}  {row['n_inputs']:5} inputs  {row['n_bytes']:,} B  {row['chosen']}"
-                        f"  KL {row['kl_nats']:.5f}  drop on validation {row['validation_drop']:.2f}",
-                        flush=True,
-                    )
+                for row in baseline_rows(name, seed, arguments.models, arguments.effort, arguments.kinds):
                     merge_result("calibrated", [row], _KEY)
+                continue
+            if "levels" not in arguments.kinds:
                 continue
             if name != "residual" and arguments.packages is None:
                 print(f"{name}: skipped; pass --packages", flush=True)

@@ -142,7 +142,7 @@ class _TaskEncoder:
 
         if options.max_drop is None and options.refine != "on":
             self._before = original_score(self._task, checkpoint.tensors, "test")
-            if not options.calibrates:
+            if not (options.calibrates or options.aims_at_outputs):
                 return None
             self._refine = CalibratedEncoder(self._task, None)
             return self._refine(checkpoint, options, device, progress)
@@ -183,6 +183,9 @@ class _TaskEncoder:
             decision = self._refine.decision
             warnings += self._refine.warnings
             score = replace(score, chosen=decision.chosen, reason=decision.reason)
+            with one_torch_thread():
+                output_snr_db, kl_nats = self._refine.likeness(restored)
+            score = replace(score, output_snr_db=output_snr_db, kl_nats=kl_nats)
             if decision.validation is not None:
                 score = replace(
                     score,

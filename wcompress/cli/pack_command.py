@@ -43,6 +43,7 @@ _EPILOG = """Examples:
   wcompress pack model.pt --method lossless    keeps every bit
   wcompress pack model.pt --task mnist-fnn     with the accuracy before and after
   wcompress pack model.pt --task mnist-fnn --max-drop 0.5
+  wcompress pack model.pt --task my_task.py --output-snr 20     or --max-kl 0.01, for class scores
   wcompress pack model.pt --tensor 'embed=8' --tensor '\\.bias$=lossless'
   wcompress pack a.pt b.pt -o archives         makes archives/a.pt.wcz and archives/b.pt.wcz
   wcompress pack model.pt -o - | ssh host 'cat > model.pt.wcz'
@@ -83,6 +84,22 @@ _EPILOG = """Examples:
     " Needs --task.",
 )
 @click.option(
+    "--output-snr",
+    type=float,
+    metavar="DB",
+    help="Target: the smallest archive found whose outputs, for inputs of the task that are held out, keep an SNR of at"
+    " least DB, each output's mean over the inputs left out; such as --task my_task.py --output-snr 20. No labels, no"
+    " training. Needs --task.",
+)
+@click.option(
+    "--max-kl",
+    type=float,
+    metavar="NATS",
+    help="Target: the smallest archive found whose class scores, for inputs of the task that are held out, are at most"
+    " NATS from the model's in KL divergence; such as --task my_task.py --max-kl 0.01. No labels, no training."
+    " Needs --task.",
+)
+@click.option(
     "--refine",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
@@ -96,7 +113,7 @@ _EPILOG = """Examples:
     default="auto",
     show_default=True,
     help="Run the network on the task's inputs, and spend bits where its outputs need them; without labels or training."
-    " auto: with --task and --ratio or --bits-per-weight, or --max-drop with --refine off.",
+    " auto: with --task and --ratio, --bits-per-weight, --output-snr or --max-kl, or --max-drop with --refine off.",
 )
 @click.option("--resume", is_flag=True, help="Continue a refinement, or the pack of a folder, that was interrupted.")
 @click.option(
@@ -156,6 +173,8 @@ def command(
     bits_per_weight: float | None,
     ratio: float | None,
     max_drop: float | None,
+    output_snr: float | None,
+    max_kl: float | None,
     refine: str,
     calibrate: str,
     resume: bool,
@@ -199,6 +218,8 @@ def command(
         bits_per_weight=bits_per_weight,
         ratio=ratio,
         max_drop=max_drop,
+        output_snr=output_snr,
+        max_kl=max_kl,
         refine=refine,
         calibrate=calibrate,
         resume=resume,
@@ -314,6 +335,10 @@ def answer(out: Output, model: Path, result: PackResult, *, restorable: bool = T
             rows.append((f"drop on validation{_examples(score.n_validation)}", f"{shown} {score.drop_unit}"))
         shown = with_error(score.drop, score.drop_error)
         rows.append((f"drop on test{_examples(score.n_test)}", f"{shown} {score.drop_unit}"))
+        if score.output_snr_db is not None:
+            rows.append(("output SNR, inputs held out", decibels(score.output_snr_db)))
+        if score.kl_nats is not None:
+            rows.append(("KL divergence, inputs held out", f"{score.kl_nats:.3g} nats"))
         if score.reason:
             rows.append(("chosen", f"{score.chosen}: {score.reason}"))
     arrow = "would make" if result.dry_run else "→"

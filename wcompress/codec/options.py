@@ -14,6 +14,8 @@ from wcompress.errors import OptionError
 METHOD_ALIASES = {"trellis": "vae"}
 """Further names of methods. Archives and results hold the method's own name."""
 
+TARGETS = ("sqnr", "bits_per_weight", "ratio", "max_drop", "output_snr", "max_kl")
+"""Options of which at most one is given."""
 
 _QUICK_EFFORT = 2
 
@@ -42,8 +44,10 @@ class PackOptions:
         bits_per_weight: target: at most so many bits of archive a float parameter.
         ratio: target: at least this ratio.
         max_drop: target: at most so many points lost on a task's validation examples; needs a task.
+        output_snr: target: at least this SNR of the outputs for held-out inputs, in dB; needs a task.
+        max_kl: target: at most this KL divergence of the classes for held-out inputs, in nats; needs a task.
         calibrate: `off` not to ask a task's inputs what errors cost; `auto` and `on` do, where there is a task and a
-            target of size, or of score without refinement.
+            target of size, of outputs, or of score without refinement.
         refine: `on` to train on the task's inputs while quantising, `off` not to; `auto` is on with `max_drop`.
         resume: go on with a refinement, or the pack of a folder, that was interrupted.
         block_size: parameters in a block.
@@ -72,6 +76,8 @@ class PackOptions:
     bits_per_weight: float | None = None
     ratio: float | None = None
     max_drop: float | None = None
+    output_snr: float | None = None
+    max_kl: float | None = None
     refine: str = "auto"
     calibrate: str = "auto"
     resume: bool = False
@@ -100,6 +106,8 @@ class PackOptions:
             (_positive(self.ratio), "ratio", "a positive number"),
             (_positive(self.time_limit), "time_limit", "a positive number of seconds"),
             (self.max_drop is None or -100 <= self.max_drop <= 100, "max_drop", "from −100 to 100 points"),
+            (self.output_snr is None or 0 <= self.output_snr <= 120, "output_snr", "from 0 to 120 dB"),
+            (_positive(self.max_kl), "max_kl", "a positive number of nats"),
             (self.refine in ("auto", "on", "off"), "refine", "auto, on or off"),
             (self.calibrate in ("auto", "on", "off"), "calibrate", "auto, on or off"),
             (8 <= self.block_size <= 1 << 20, "block_size", "from 8 to 1048576"),
@@ -113,19 +121,21 @@ class PackOptions:
         for holds, name, expected in checks:
             if not holds:
                 raise OptionError(f"{name} {getattr(self, name)!r}: must be {expected}")
-        targets = [name for name in ("sqnr", "bits_per_weight", "ratio", "max_drop") if getattr(self, name) is not None]
+        targets = [name for name in TARGETS if getattr(self, name) is not None]
         if len(targets) > 1:
             raise OptionError(f"{' and '.join(targets)}: only one target can be set; choose one")
         if targets and self.method != "vae":
             raise OptionError(f"{targets[0]}: method {self.method} cannot aim at a target; use method vae")
         if self.refine == "on" and (self.sqnr is not None or self.method != "vae"):
             raise OptionError("refine: works with method vae and a target of score or size; leave sqnr out")
+        if self.refine == "on" and self.aims_at_outputs:
+            raise OptionError(f"refine: trains for a score or a size, not for {targets[0]}; leave one of them out")
         object.__setattr__(self, "tensor", tuple((rule.pattern, rule.choice) for rule in parse_rules(self.tensor)))
         check_method(self.rules, self.method)
         if self.calibrate == "on" and not self.calibrates:
             raise OptionError(
-                "calibrate: works with method vae and a target of size, or of score with --refine off, and without bits"
-                " for single tensors"
+                "calibrate: works with method vae and a target of size, of outputs, or of score with --refine off, and"
+                " without bits for single tensors"
             )
         if self.rules and self.refines:
             raise OptionError("tensor: refinement moves every weight, whatever a rule says; use --refine off")
@@ -148,7 +158,8 @@ class PackOptions:
     @property
     def calibrates(self) -> bool:
         """Whether a task's inputs are asked what errors cost; refinement asks them itself."""
-        aims = self.ratio is not None or self.bits_per_weight is not None or self.max_drop is not None
+        by_size = self.ratio is not None or self.bits_per_weight is not None
+        aims = by_size or self.max_drop is not None or self.aims_at_outputs
         rated = any(rule.bits is not None for rule in self.rules)
         return self.calibrate != "off" and self.method == "vae" and aims and not self.refines and not rated
 
@@ -158,6 +169,11 @@ class PackOptions:
         return self.max_drop is not None or (
             self.refine == "on" and self.ratio is None and self.bits_per_weight is None
         )
+
+    @property
+    def aims_at_outputs(self) -> bool:
+        """Whether the target is a likeness of outputs for held-out inputs."""
+        return self.output_snr is not None or self.max_kl is not None
 
     def archive_bytes(self, original_bytes: int, n_params: int) -> int | None:
         """The most bytes that the archive may have under the target; None without a target of size."""

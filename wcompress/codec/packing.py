@@ -88,6 +88,8 @@ def pack_and_restore(
     options = with_overrides(options, overrides)
     if encoder is None and (options.max_drop is not None or options.refine == "on"):
         raise OptionError("max_drop and refine need a task, which says what the model is for")
+    if encoder is None and options.aims_at_outputs:
+        raise OptionError("output_snr and max_kl need a task, for whose inputs outputs are compared")
     if encoder is None and options.calibrate == "on":
         raise OptionError("calibrate: its inputs are a task's; pass one with --task")
     if options.resume and not options.refines:
@@ -243,7 +245,7 @@ def _unused(options: PackOptions) -> tuple[str, ...]:
 
 
 def _poor(options: PackOptions, encoded: Written) -> tuple[str, ...]:
-    if encoded.manifest.worst is None or options.allows_drop:  # a score said that it will do
+    if encoded.manifest.worst is None or options.allows_drop or options.aims_at_outputs:  # found to do
         return ()
     rules = {choice.tensor: choice.rule for choice in encoded.choices}
     tensors = encoded.figures.tensors

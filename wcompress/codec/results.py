@@ -40,6 +40,9 @@ class TaskScore:
         validation_error: standard error of `validation_drop`; None where unknown.
         chosen: `data-free`, `calibrated` or `refined`.
         reason: why that one, in a sentence.
+        output_snr_db: of the outputs for held-out inputs, see `wcompress.calibrate.likeness`; None where no inputs were
+            held out, infinite where outputs are the same.
+        kl_nats: of the classes for held-out inputs; None where no inputs were held out or outputs hold no classes.
     """
 
     name: str
@@ -56,6 +59,8 @@ class TaskScore:
     validation_error: float | None = None
     chosen: str = "data-free"
     reason: str = ""
+    output_snr_db: float | None = None
+    kl_nats: float | None = None
 
     @property
     def drop(self) -> float:

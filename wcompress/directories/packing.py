@@ -169,8 +169,11 @@ def join_folder(output: str | os.PathLike[str], *, force: bool = False) -> Folde
 def _check_options(
     options: PackOptions, engine: str | None, shard: str | None, workers: int | None, *, has_task: bool
 ) -> None:
-    if not has_task and (options.max_drop is not None or "on" in (options.refine, options.calibrate)):
-        raise OptionError("max_drop, refine and calibrate need a task, which says what the model is for")
+    needs_task = options.max_drop is not None or options.aims_at_outputs or "on" in (options.refine, options.calibrate)
+    if needs_task and not has_task:
+        raise OptionError(
+            "max_drop, output_snr, max_kl, refine and calibrate need a task, which says what the model is for"
+        )
     if has_task and (engine is not None or shard is not None):
         raise OptionError("task: goes with neither an engine nor a part of the shards; leave one of them out")
     if has_task and options.resume:

@@ -35,6 +35,8 @@ _DB_PER_BIT, _LEAST_SLOPE_DB, _MOST_SLOPE_DB = 6.02, 3.0, 60.0
 _FARTHEST = 1.25
 """Octaves of bits, the most that the search moves by."""
 _MOST_BEYOND_DB = 40.0
+_MOST_CLIMBING = 4
+"""After so many archives that do not keep what is asked for, the largest is tried."""
 _STRAIGHT_DB = 12.0
 """So far from what is asked for a secant is no guide, and the slope where it is nearest is a better one."""
 
@@ -57,15 +59,15 @@ class Reached:
 
 
 class Criterion(Protocol):
-    """What an archive has to keep.
+    """What an archive has to keep."""
 
-    Attributes:
-        is_smooth: whether `Reached.beyond` goes evenly with the bits, in dB, so that it tells where to look next.
-        figure: what progress calls the value.
-    """
+    @property
+    def is_smooth(self) -> bool:
+        """Whether `Reached.beyond` goes evenly with the bits, in dB, so that it tells where to look next."""
 
-    is_smooth: bool
-    figure: str
+    @property
+    def figure(self) -> str:
+        """What progress calls the value."""
 
     def reached(self, tensors: Mapping[str, Tensor]) -> Reached:
         """What weights come to."""
@@ -132,6 +134,7 @@ def coarsest(
     n_rounds: int = _ROUNDS,
     start: float | Found | None = None,
     known: Found | None = None,
+    tolerance_db: float = TOLERANCE_DB,
 ) -> Found:
     """The smallest archive found that keeps a criterion.
 
@@ -146,6 +149,7 @@ def coarsest(
         n_rounds: of halving.
         start: where a smooth search begins: bits a weight, or an archive that was found with another effort.
         known: an archive of `trials`, where a smooth search begins without trying it again.
+        tolerance_db: how far beyond what is asked for is near enough, where the criterion is smooth.
 
     Raises:
         TargetUnreachable: no archive keeps it.
@@ -154,7 +158,7 @@ def coarsest(
     if trials.options.rules:
         high = math.log2(_MOST_RULED_BITS)
     is_smooth = trials.criterion.is_smooth
-    search = _Secants(low, high, start) if is_smooth else _Halving(low, high)
+    search = _Secants(low, high, known or start, tolerance_db) if is_smooth else _Halving(low, high)
     best = known if known is not None and known.reached.keeps else None
     nearest = None if known is None else known.reached
     if known is not None:
@@ -219,8 +223,9 @@ class _Halving:
 class _Secants:
     """By how far beyond what is asked for archives are: secants on a logarithmic scale of bits, within a bracket."""
 
-    def __init__(self, low: float, high: float, start: Found | float | None) -> None:
-        self._low, self._high = low, high
+    def __init__(self, low: float, high: float, start: Found | float | None, tolerance_db: float) -> None:
+        self._low, self._high, self._tolerance_db = low, high, tolerance_db
+        self._near = _NEAR * tolerance_db / TOLERANCE_DB
         self._points: list[tuple[float, float]] = []
         self.slope: float | None = None
         self._n_bracketed = 0
@@ -229,53 +234,64 @@ class _Secants:
             self._start = math.log2(start)
         elif start is not None:
             self._start, self.slope = math.log2(start.bits), start.slope
+            self._start -= self._moved(self._start, _clipped(start.reached.beyond))
 
     def next(self) -> float | None:
         if not self._points:
             return min(max(self._start, self._low), self._high)
         good = min((p for p in self._points if p[1] >= 0), default=None)
         bad = max((p for p in self._points if p[1] < 0 and (good is None or p[0] < good[0])), default=None)
-        if good is not None and good[1] <= TOLERANCE_DB:
+        if good is not None and good[1] <= self._tolerance_db:
             return None
-        aim = _AIM * TOLERANCE_DB
         if good is not None and bad is not None:
             width = good[0] - bad[0]
-            if width <= _NEAR:
+            if width <= self._near:
                 return None
             self._n_bracketed += 1
-            if self._n_bracketed % 3 == 0:
+            if self._n_bracketed % 3 == 0 or math.isinf(bad[1]):
                 return bad[0] + width / 2
-            proposed = bad[0] + width * (aim - bad[1]) / (good[1] - bad[1])
+            proposed = bad[0] + width * (self._aim - bad[1]) / (good[1] - bad[1])
             if max(good[1], -bad[1]) > _STRAIGHT_DB:
                 at, beyond = good if good[1] < -bad[1] else bad
-                proposed = at + (aim - beyond) / self._slope_at(at)
+                proposed = at - self._moved(at, beyond)
             return min(max(proposed, bad[0] + width / 10), good[0] - width / 10)
         at, beyond = good or bad or self._points[-1]
         if at == (self._high if good is None else self._low):
             return None
-        moved = at + min(max((aim - beyond) / self._slope_at(at), -_FARTHEST), _FARTHEST)
-        moved = min(max(moved, self._low), self._high)
-        return None if good is not None and good[0] - moved <= _NEAR / 2 else moved
+        if good is None and len(self._points) >= _MOST_CLIMBING:
+            return self._high
+        moved = min(max(at - self._moved(at, beyond), self._low), self._high)
+        return None if good is not None and good[0] - moved <= self._near / 2 else moved
 
     def is_too_small(self, at: float) -> None:
         self._low = at
         if self._points:
-            self._points.append((at, -_MOST_BEYOND_DB))  # as if it were far from keeping anything
+            self._points.append((at, -math.inf))
         else:
             self._start = min(self._high, at + 1)
 
-    def _slope_at(self, at: float) -> float:
-        return self.slope or max(_DB_PER_BIT * math.log(2) * 2.0**at, _LEAST_SLOPE_DB)
+    @property
+    def _aim(self) -> float:
+        return _AIM * self._tolerance_db
+
+    def _moved(self, at: float, beyond: float) -> float:
+        """By how many octaves of bits there are too many, about."""
+        slope = self.slope or max(_DB_PER_BIT * math.log(2) * 2.0**at, _LEAST_SLOPE_DB)
+        return min(max((beyond - self._aim) / slope, -_FARTHEST), _FARTHEST)
 
     def note(self, at: float, reached: Reached) -> None:
-        beyond = min(max(reached.beyond, -_MOST_BEYOND_DB), _MOST_BEYOND_DB)
+        beyond = _clipped(reached.beyond)
         if self._points:
             before = min(self._points, key=lambda p: abs(p[0] - at))
-            if abs(before[0] - at) > _NEAR / 2:
+            if abs(before[0] - at) > _NEAR and math.isfinite(before[1]):
                 found = (beyond - before[1]) / (at - before[0])
                 if _LEAST_SLOPE_DB < found < _MOST_SLOPE_DB:
                     self.slope = found
         self._points.append((at, beyond if reached.keeps == (beyond >= 0) else 0.0 if reached.keeps else -1e-3))
+
+
+def _clipped(beyond: float) -> float:
+    return min(max(beyond, -_MOST_BEYOND_DB), _MOST_BEYOND_DB)
 
 
 def sized(options: PackOptions, *, ratio: float | None = None, bits_per_weight: float | None = None) -> PackOptions:
@@ -284,6 +300,8 @@ def sized(options: PackOptions, *, ratio: float | None = None, bits_per_weight: 
     return replace(
         options,
         max_drop=None,
+        output_snr=None,
+        max_kl=None,
         sqnr=None,
         ratio=ratio,
         bits_per_weight=bits_per_weight,
@@ -291,5 +309,5 @@ def sized(options: PackOptions, *, ratio: float | None = None, bits_per_weight: 
         resume=False,
         effort=effort,
         time_limit=None,  # the whole work has one
-        floors=not options.allows_drop,  # the task's score says what may go
+        floors=options.floors and not (options.allows_drop or options.aims_at_outputs),  # which say what may go
     )

@@ -7,13 +7,14 @@ in the archive tells of it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wcompress.checkpoint import Checkpoint
 from wcompress.codec.digest import tensors_digest
@@ -102,6 +103,10 @@ class RefineEncoder:
         if self._state_path is not None:
             self._state_path.unlink(missing_ok=True)
         return encoded
+
+    def likeness(self, _restored: Mapping[str, Tensor]) -> tuple[float | None, float | None]:
+        """Output SNR and KL divergence for inputs that the archive does not go by; unknown, since scores count."""
+        return None, None
 
     def _batches(self, checkpoint: Checkpoint, options: PackOptions) -> list[Batch]:
         model = build_model(self.task, checkpoint.tensors).float()
