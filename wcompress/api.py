@@ -76,30 +76,32 @@ def pack(
     if not isinstance(source, Mapping) and (is_packed_folder(source) or weights_file(source) is not None):
         if is_packed_folder(source):
             raise OptionError(f"{os.fspath(source)}: is a folder of archives already; use unpack to restore it")
+        options = packing.with_overrides(options, overrides)
         return pack_folder(
             source,
             output,
-            packing.with_overrides(options, overrides),
+            options,
             engine=engine,
             shard=shard,
             workers=workers,
             progress=progress,
-            pack_file=None if task is None else partial(_pack_for, _loaded(task, data_dir)),
+            pack_file=None if task is None else partial(_pack_for, _loaded(task, data_dir, options)),
         )
     for name, value in (("engine", engine), ("shard", shard), ("workers", workers)):
         if value is not None:
             raise OptionError(f"{name}: works with a folder of {' or '.join(WEIGHTS)}; leave it out")
     if task is None:
         return packing.pack(source, output, options, progress=progress, **overrides)
+    options = packing.with_overrides(options, overrides)
     if output is None and not isinstance(source, Mapping):
         output = archive_path(source)
-    return _pack_for(
-        _loaded(task, data_dir), source, output, packing.with_overrides(options, overrides), progress=progress
-    )
+    return _pack_for(_loaded(task, data_dir, options), source, output, options, progress=progress)
 
 
-def _loaded(task: Task | str, data_dir: Path | str | None) -> Task:
-    return as_task(load_task(task, data_dir=data_dir) if isinstance(task, str) else task)
+def _loaded(task: Task | str, data_dir: Path | str | None, options: PackOptions) -> Task:
+    scored = not options.aims_at_outputs
+    found = load_task(task, data_dir=data_dir, scored=scored) if isinstance(task, str) else task
+    return as_task(found, scored=scored)
 
 
 def _pack_for(
@@ -125,6 +127,7 @@ class _TaskEncoder:
 
     def __init__(self, task: Task, output: str | os.PathLike[str] | None) -> None:
         self._task, self._output = task, output
+        self._has_scores = getattr(task, "has_scores", True)
         self._before = Score(math.nan)
         self._allowed: float | None = None
         self._refine: RefineEncoder | CalibratedEncoder | None = None
@@ -141,7 +144,8 @@ class _TaskEncoder:
         from wcompress.calibrate.packing import CalibratedEncoder
 
         if options.max_drop is None and options.refine != "on":
-            self._before = original_score(self._task, checkpoint.tensors, "test")
+            if self._has_scores:
+                self._before = original_score(self._task, checkpoint.tensors, "test")
             if not (options.calibrates or options.aims_at_outputs):
                 return None
             self._refine = CalibratedEncoder(self._task, None)
@@ -166,7 +170,7 @@ class _TaskEncoder:
         """The result with scores, and with warnings about them."""
         task, scale, before = self._task, Scale.of(self._task), self._before
         with one_torch_thread():
-            after = observed(task, restored, "test")
+            after = observed(task, restored, "test") if self._has_scores else Score(math.nan)
         score = TaskScore(
             task.name,
             task.dataset,
@@ -193,7 +197,7 @@ class _TaskEncoder:
                     n_validation=decision.validation.n,
                     validation_error=decision.validation.error,
                 )
-        if not math.isfinite(after.value):
+        if self._has_scores and not math.isfinite(after.value):
             warnings.append(f"evaluate() gives {after.value} for the packed model; do not use the archive")
         elif score.exceeds:
             warnings.append(

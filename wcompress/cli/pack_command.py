@@ -32,7 +32,7 @@ from wcompress.files import archive_path
 
 if TYPE_CHECKING:
     from wcompress.codec.options import PackOptions
-    from wcompress.codec.results import PackResult, TensorChoice
+    from wcompress.codec.results import PackResult, TaskScore, TensorChoice
 
 _EPILOG = """Examples:
 
@@ -298,7 +298,6 @@ def _check_is_file(model: Path) -> None:
 
 def answer(out: Output, model: Path, result: PackResult, *, restorable: bool = True) -> Answer:
     """What there is to say about a pack: warnings at once, and figures."""
-    from wcompress.codec.results import with_error
     from wcompress.directories.results import FolderPackResult
 
     for warning in result.warnings:
@@ -324,23 +323,7 @@ def answer(out: Output, model: Path, result: PackResult, *, restorable: bool = T
     if result.latent_ratio is not None:
         rows.append(("latent ratio, the paper's", times(result.latent_ratio)))
     if result.task:
-        score, where = result.task, f"{result.task.name} on {result.task.dataset}"
-        mark = "%" if score.unit == "percent" else score.unit
-        rows.append((f"{where}, before", f"{score.score_before:.2f} {mark}"))
-        rows.append((f"{where}, after", f"{score.score_after:.2f} {mark}"))
-        if score.validation_drop is not None:
-            if score.allowed_drop is not None:
-                rows.append(("drop allowed", f"{score.allowed_drop:g} {score.drop_unit}"))
-            shown = with_error(score.validation_drop, score.validation_error)
-            rows.append((f"drop on validation{_examples(score.n_validation)}", f"{shown} {score.drop_unit}"))
-        shown = with_error(score.drop, score.drop_error)
-        rows.append((f"drop on test{_examples(score.n_test)}", f"{shown} {score.drop_unit}"))
-        if score.output_snr_db is not None:
-            rows.append(("output SNR, inputs held out", decibels(score.output_snr_db)))
-        if score.kl_nats is not None:
-            rows.append(("KL divergence, inputs held out", f"{score.kl_nats:.3g} nats"))
-        if score.reason:
-            rows.append(("chosen", f"{score.chosen}: {score.reason}"))
+        rows += _task_rows(result.task)
     arrow = "would make" if result.dry_run else "→"
     if isinstance(result, FolderPackResult):
         rows[2:3] = folder_rows(result)
@@ -350,6 +333,31 @@ def answer(out: Output, model: Path, result: PackResult, *, restorable: bool = T
         text = verdict(result, restorable=restorable)
     table = figures_table(f"{model.name} {arrow} {result.archive}", rows)
     return Answer(result.to_json(), [table, plain(text)])
+
+
+def _task_rows(score: TaskScore) -> list[tuple[str, str]]:
+    from wcompress.codec.results import with_error
+
+    rows = []
+    where = f"{score.name} on {score.dataset}"
+    if score.has_scores:
+        rows.append((f"{where}, before", f"{score.score_before:.2f} {score.mark}"))
+        rows.append((f"{where}, after", f"{score.score_after:.2f} {score.mark}"))
+    if score.validation_drop is not None:
+        if score.allowed_drop is not None:
+            rows.append(("drop allowed", f"{score.allowed_drop:g} {score.drop_unit}"))
+        shown = with_error(score.validation_drop, score.validation_error)
+        rows.append((f"drop on validation{_examples(score.n_validation)}", f"{shown} {score.drop_unit}"))
+    if score.has_scores:
+        shown = with_error(score.drop, score.drop_error)
+        rows.append((f"drop on test{_examples(score.n_test)}", f"{shown} {score.drop_unit}"))
+    if score.output_snr_db is not None:
+        rows.append(("output SNR, inputs held out", decibels(score.output_snr_db)))
+    if score.kl_nats is not None:
+        rows.append(("KL divergence, inputs held out", f"{score.kl_nats:.3g} nats"))
+    if score.reason:
+        rows.append(("chosen", f"{score.chosen}: {score.reason}"))
+    return rows
 
 
 def _floors(result: PackResult) -> list[tuple[str, str]]:

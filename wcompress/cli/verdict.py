@@ -22,9 +22,16 @@ def verdict(result: PackResult, *, restorable: bool = True) -> str:
     sentences = [_size(result), _loss(result)]
     if result.task is not None:
         task = result.task
-        mark = "%" if task.unit == "percent" else task.unit
-        scores = f"{task.score_before:.2f} {mark} before and {task.score_after:.2f} {mark} after"
-        sentences.append(f"{task.name} scored {scores} on {task.dataset}.")
+        if task.has_scores:
+            scores = (f"{score:.2f} {task.mark}" for score in (task.score_before, task.score_after))
+            sentences.append(f"{task.name} scored {' before and '.join(scores)} after on {task.dataset}.")
+        alike = []
+        if task.output_snr_db is not None:
+            alike.append(f"an SNR of {task.output_snr_db:.2f} dB")
+        if task.kl_nats is not None:
+            alike.append(f"a KL divergence of {task.kl_nats:.3g} nats")
+        if alike:
+            sentences.append(f"For inputs held out, outputs have {' and '.join(alike)}.")
     if result.dry_run:
         if result.estimate is not None and result.estimate.sampled:
             sentences.append("Estimated from samples of the tensors.")

@@ -28,7 +28,7 @@ class TaskScore:
     Attributes:
         name: of the task.
         dataset: that it scored on.
-        score_before: of the source model.
+        score_before: of the source model; not a number where the task has no scores.
         score_after: of the restored model.
         unit: `percent`, or the task's own.
         higher_is_better: False for losses.
@@ -61,6 +61,16 @@ class TaskScore:
     reason: str = ""
     output_snr_db: float | None = None
     kl_nats: float | None = None
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the task scores models."""
+        return math.isfinite(self.score_before)
+
+    @property
+    def mark(self) -> str:
+        """What follows a score."""
+        return "%" if self.unit == "percent" else self.unit
 
     @property
     def drop(self) -> float:

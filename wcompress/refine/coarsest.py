@@ -31,10 +31,14 @@ _AIM = 0.4
 """Of the tolerance, what is aimed at."""
 _NEAR = math.log2(1.015)
 """Octaves of bits between an archive that keeps and one that does not, which are near enough."""
-_DB_PER_BIT, _LEAST_SLOPE_DB, _MOST_SLOPE_DB = 6.02, 3.0, 60.0
-_FARTHEST = 1.25
-"""Octaves of bits, the most that the search moves by."""
-_MOST_BEYOND_DB = 40.0
+_DB_PER_BIT, _DB_PER_OCTAVE = 6.02, 5.0
+"""How the quality of outputs usually goes with bits a weight: as that of weights where there are many, and faster where
+there are few. The second was read off the networks of `benchmarks.calibrated`."""
+_LEAST_SLOPE, _MOST_SLOPE = 0.4, 3.0
+"""What is believed of a network's own slope, as multiples of the usual one."""
+_FAR = math.log2(1.1)
+"""Octaves between two archives, from which they tell a slope, and not noise."""
+_MOST_BEYOND_DB = 100.0
 _MOST_CLIMBING = 4
 """After so many archives that do not keep what is asked for, the largest is tried."""
 _STRAIGHT_DB = 12.0
@@ -85,7 +89,7 @@ class Found:
         n_bytes: of it.
         bits: a weight, that were asked for.
         reached: what it comes to.
-        slope: how many dB more an octave of bits buys, about; None where that is unknown.
+        slope: how much more than usual more bits buy, about; None where that is unknown.
     """
 
     stored: Stored
@@ -154,15 +158,15 @@ def coarsest(
     Raises:
         TargetUnreachable: no archive keeps it.
     """
-    low, high = (math.log2(value) for value in bits)
+    low, high = bits
     if trials.options.rules:
-        high = math.log2(_MOST_RULED_BITS)
+        high = _MOST_RULED_BITS
     is_smooth = trials.criterion.is_smooth
     search = _Secants(low, high, known or start, tolerance_db) if is_smooth else _Halving(low, high)
     best = known if known is not None and known.reached.keeps else None
     nearest = None if known is None else known.reached
     if known is not None:
-        search.note(math.log2(known.bits), known.reached)
+        search.note(known.bits, known.reached)
     most = _MOST_ROUNDS if is_smooth else n_rounds + 1
     for number in range(most):
         if best is not None and deadline.passed:
@@ -176,7 +180,7 @@ def coarsest(
         if at is None:
             break
         try:
-            found = trials.at(2.0**at)
+            found = trials.at(at)
         except TargetUnreachable:  # a small model's archive is never that small
             search.is_too_small(at)
             continue
@@ -199,95 +203,120 @@ class _Halving:
     slope: float | None = None
 
     def __init__(self, low: float, high: float) -> None:
-        self._low, self._high = low, high
+        self._low, self._high = math.log2(low), math.log2(high)
         self._is_first = True
 
     def next(self) -> float | None:
+        """Bits a weight to try; None at the end."""
         if self._is_first:
-            return self._high
-        return None if math.isinf(self._high) else (self._low + self._high) / 2
+            return math.exp2(self._high)
+        return None if math.isinf(self._high) else math.exp2((self._low + self._high) / 2)
 
-    def is_too_small(self, at: float) -> None:
-        self._is_first, self._low = False, at
+    def is_too_small(self, bits: float) -> None:
+        """No archive has so few bits."""
+        self._is_first, self._low = False, math.log2(bits)
 
-    def note(self, at: float, reached: Reached) -> None:
+    def note(self, bits: float, reached: Reached) -> None:
+        """What an archive of so many bits comes to."""
         if reached.keeps:
-            self._high = at
+            self._high = math.log2(bits)
         elif self._is_first:
             self._high = math.inf  # more bits are not to be had
         else:
-            self._low = at
+            self._low = math.log2(bits)
         self._is_first = False
 
 
 class _Secants:
-    """By how far beyond what is asked for archives are: secants on a logarithmic scale of bits, within a bracket."""
+    """By how far beyond what is asked for archives are: secants within a bracket, on the scale of `_usual_db`."""
 
     def __init__(self, low: float, high: float, start: Found | float | None, tolerance_db: float) -> None:
         self._low, self._high, self._tolerance_db = low, high, tolerance_db
         self._near = _NEAR * tolerance_db / TOLERANCE_DB
-        self._points: list[tuple[float, float]] = []
+        self._points: list[tuple[float, float]] = []  # bits, and how far beyond
         self.slope: float | None = None
         self._n_bracketed = 0
-        self._start = (low + high) / 2
+        self._start = math.sqrt(low * high)
         if isinstance(start, float):
-            self._start = math.log2(start)
+            self._start = start
         elif start is not None:
-            self._start, self.slope = math.log2(start.bits), start.slope
-            self._start -= self._moved(self._start, _clipped(start.reached.beyond))
+            self.slope = start.slope
+            self._start = self._moved(start.bits, _clipped(start.reached.beyond))
 
     def next(self) -> float | None:
+        """Bits a weight to try; None at the end."""
         if not self._points:
             return min(max(self._start, self._low), self._high)
         good = min((p for p in self._points if p[1] >= 0), default=None)
         bad = max((p for p in self._points if p[1] < 0 and (good is None or p[0] < good[0])), default=None)
-        if good is not None and good[1] <= self._tolerance_db:
+        if good is None:
+            return self._climbed()
+        if good[1] <= self._tolerance_db:
             return None
-        if good is not None and bad is not None:
-            width = good[0] - bad[0]
-            if width <= self._near:
-                return None
-            self._n_bracketed += 1
-            if self._n_bracketed % 3 == 0 or math.isinf(bad[1]):
-                return bad[0] + width / 2
-            proposed = bad[0] + width * (self._aim - bad[1]) / (good[1] - bad[1])
-            if max(good[1], -bad[1]) > _STRAIGHT_DB:
-                at, beyond = good if good[1] < -bad[1] else bad
-                proposed = at - self._moved(at, beyond)
-            return min(max(proposed, bad[0] + width / 10), good[0] - width / 10)
-        at, beyond = good or bad or self._points[-1]
-        if at == (self._high if good is None else self._low):
+        if bad is None:
+            moved = min(max(self._moved(*good), self._low), good[0])
+            return None if math.log2(good[0] / moved) <= self._near / 2 else moved
+        width = math.log2(good[0] / bad[0])
+        if width <= self._near:
             return None
-        if good is None and len(self._points) >= _MOST_CLIMBING:
-            return self._high
-        moved = min(max(at - self._moved(at, beyond), self._low), self._high)
-        return None if good is not None and good[0] - moved <= self._near / 2 else moved
-
-    def is_too_small(self, at: float) -> None:
-        self._low = at
-        if self._points:
-            self._points.append((at, -math.inf))
+        self._n_bracketed += 1
+        if self._n_bracketed % 3 == 0 or math.isinf(bad[1]):
+            return math.sqrt(bad[0] * good[0])
+        if max(good[1], -bad[1]) > _STRAIGHT_DB:
+            proposed = self._moved(*(good if good[1] < -bad[1] else bad))
         else:
-            self._start = min(self._high, at + 1)
+            low, high = _usual_db(bad[0]), _usual_db(good[0])
+            proposed = _bits_of(low + (high - low) * (self._aim - bad[1]) / (good[1] - bad[1]))
+        return min(max(proposed, bad[0] * 2 ** (width / 10)), good[0] * 2 ** (-width / 10))
+
+    def _climbed(self) -> float | None:
+        # None of the archives keeps what is asked for.
+        most = max(self._points)
+        if most[0] == self._high:
+            return None
+        if len(self._points) >= _MOST_CLIMBING or math.isinf(most[1]):
+            return self._high
+        return min(max(self._moved(*most), most[0] * 2**self._near), self._high)
+
+    def is_too_small(self, bits: float) -> None:
+        """No archive has so few bits."""
+        self._low = bits
+        if self._points:
+            self._points.append((bits, -math.inf))
+        else:
+            self._start = min(self._high, 2 * bits)
 
     @property
     def _aim(self) -> float:
         return _AIM * self._tolerance_db
 
-    def _moved(self, at: float, beyond: float) -> float:
-        """By how many octaves of bits there are too many, about."""
-        slope = self.slope or max(_DB_PER_BIT * math.log(2) * 2.0**at, _LEAST_SLOPE_DB)
-        return min(max((beyond - self._aim) / slope, -_FARTHEST), _FARTHEST)
+    def _moved(self, bits: float, beyond: float) -> float:
+        """The bits that are enough, about, by an archive that is so far beyond."""
+        return _bits_of(_usual_db(bits) - (beyond - self._aim) / (self.slope or 1.0))
 
-    def note(self, at: float, reached: Reached) -> None:
+    def note(self, bits: float, reached: Reached) -> None:
+        """What an archive of so many bits comes to."""
         beyond = _clipped(reached.beyond)
         if self._points:
-            before = min(self._points, key=lambda p: abs(p[0] - at))
-            if abs(before[0] - at) > _NEAR and math.isfinite(before[1]):
-                found = (beyond - before[1]) / (at - before[0])
-                if _LEAST_SLOPE_DB < found < _MOST_SLOPE_DB:
-                    self.slope = found
-        self._points.append((at, beyond if reached.keeps == (beyond >= 0) else 0.0 if reached.keeps else -1e-3))
+            before = min(self._points, key=lambda p: abs(math.log(p[0] / bits)))
+            if abs(math.log2(before[0] / bits)) > _FAR and math.isfinite(before[1]):
+                found = (beyond - before[1]) / (_usual_db(bits) - _usual_db(before[0]))
+                self.slope = min(max(found, _LEAST_SLOPE), _MOST_SLOPE)
+        self._points.append((bits, beyond if reached.keeps == (beyond >= 0) else 0.0 if reached.keeps else -1e-3))
+
+
+def _usual_db(bits: float) -> float:
+    """How the quality of outputs usually goes with bits a weight, dB but for a constant."""
+    return _DB_PER_BIT * bits + _DB_PER_OCTAVE * math.log2(bits)
+
+
+def _bits_of(usual_db: float) -> float:
+    """Undo `_usual_db`."""
+    low, high = 2.0**-20, 64.0
+    for _ in range(50):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _usual_db(middle) < usual_db else (low, middle)
+    return high
 
 
 def _clipped(beyond: float) -> float:

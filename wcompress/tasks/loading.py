@@ -30,12 +30,12 @@ from wcompress.tasks.randomness import restore, restored, seeded, state
 
 _FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<attribute>[^\W\d]\w*))?")
 _MODULE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*)")
-_METHODS = ("build", "calibration", "validate", "evaluate")
+_METHODS, _SCORES = ("build", "calibration"), ("validate", "evaluate")
 _MAX_MESSAGE_CHARS = 300
 _counter = itertools.count()
 
 
-def load_task(spec: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Task:
+def load_task(spec: str, *, data_dir: Path | str | None = None, seed: int = 0, scored: bool = True) -> Task:
     """Loads a task by its name.
 
     Args:
@@ -44,6 +44,7 @@ def load_task(spec: str, *, data_dir: Path | str | None = None, seed: int = 0) -
             folder. The attribute is a task, or a class or function without arguments that makes one.
         data_dir: where a built-in task looks for MNIST; see `load_mnist`.
         seed: of the weights that the task's `build` gives.
+        scored: whether its scores are needed; without them a task may lack `validate` and `evaluate`.
 
     Returns:
         The task.
@@ -55,10 +56,10 @@ def load_task(spec: str, *, data_dir: Path | str | None = None, seed: int = 0) -
         return BaselineTask(spec, load_mnist(data_dir), seed)
     # A file may draw the examples of its splits while it is loaded.
     with seeded(seed):
-        return _load_user_task(spec, seed)
+        return _load_user_task(spec, seed, scored)
 
 
-def _load_user_task(spec: str, seed: int) -> UserTask:
+def _load_user_task(spec: str, seed: int, scored: bool) -> UserTask:
     if found := _FILE.fullmatch(spec):
         path, attribute = Path(found["file"]).expanduser().absolute(), found["attribute"] or "task"
         origin = _Origin(spec, path, path.parent)
@@ -73,18 +74,22 @@ def _load_user_task(spec: str, seed: int) -> UserTask:
             f"no task {spec!r}; a task is one of {', '.join(builtin_tasks())}, "
             f"or path/to/file.py, or package.module:attribute"
         )
-    return UserTask(_make(module, attribute, origin), origin, seed)
+    return UserTask(_make(module, attribute, origin, scored), origin, seed)
 
 
-def as_task(task: Any) -> Task:
+def as_task(task: Any, *, scored: bool = True) -> Task:
     """A task made in Python, guarded like one from a file; what is guarded already, or built in, stays as it is.
+
+    Args:
+        task: any object with a task's methods.
+        scored: see `load_task`.
 
     Raises:
         TaskError: it lacks a method, or its attributes cannot be read.
     """
     if isinstance(task, (UserTask, BaselineTask)):
         return task
-    if lacking := _lacking(task):
+    if lacking := _lacking(task, scored):
         raise TaskError(
             f"{type(task).__name__} lacks {', '.join(f'{method}()' for method in lacking)}; "
             f"see wcompress.tasks.Task for what a task has"
@@ -142,6 +147,7 @@ class UserTask:
         n_examples, n_validation: its own, or else 0: not stated.
         unit: its own, or else None: not declared.
         higher_is_better: its own, or else True.
+        has_scores: whether it has both `validate` and `evaluate`.
         distance, augment, input_shape, validate_each, evaluate_each: its own, or else None; see `Task`.
 
     The user's code runs from seeded global random generators, which are put back afterwards.
@@ -159,6 +165,7 @@ class UserTask:
             unit = getattr(inner, "unit", None)
             self.unit = None if unit is None else " ".join(str(unit).split())
             self.higher_is_better = bool(getattr(inner, "higher_is_better", True))
+            self.has_scores = not _lacking(inner, scored=True)
             shape = getattr(inner, "input_shape", None)
             self.input_shape = None if shape is None else tuple(int(size) for size in shape)
             self.distance = self._guarded("distance")
@@ -278,7 +285,7 @@ def _import_module(name: str, origin: _Origin) -> ModuleType:
     return module
 
 
-def _make(module: ModuleType, attribute: str, origin: _Origin) -> Any:
+def _make(module: ModuleType, attribute: str, origin: _Origin, scored: bool) -> Any:
     """Takes the attribute, calls it if it makes a task rather than being one, and checks what results."""
     found = getattr(module, attribute, None)
     if found is None:
@@ -286,10 +293,10 @@ def _make(module: ModuleType, attribute: str, origin: _Origin) -> Any:
             f"{origin.path or origin.spec}: has no {attribute!r}; define `{attribute} = ...` there, "
             f"or name another attribute after a colon"
         )
-    if isinstance(found, type) or (callable(found) and _lacking(found)):
+    if isinstance(found, type) or (callable(found) and _lacking(found, scored)):
         with origin.running(f"calling {attribute}()"):
             found = found()
-    if lacking := _lacking(found):
+    if lacking := _lacking(found, scored):
         raise TaskError(
             f"{origin.path or origin.spec}: {attribute} ({type(found).__name__}) lacks "
             f"{', '.join(f'{method}()' for method in lacking)}; see wcompress.tasks.Task for what a task has"
@@ -297,13 +304,14 @@ def _make(module: ModuleType, attribute: str, origin: _Origin) -> Any:
     return found
 
 
-def _lacking(candidate: Any) -> list[str]:
-    """Names the methods of a task that an object does not have, neither as they are nor for each example."""
-    return [method for method in _METHODS if not any(callable(getattr(candidate, m, None)) for m in _ways(method))]
+def _lacking(candidate: Any, scored: bool) -> list[str]:
+    """Names the methods of a task, those that score among them if asked for, that an object lacks in every form."""
+    methods = (*_METHODS, *_SCORES) if scored else _METHODS
+    return [method for method in methods if not any(callable(getattr(candidate, m, None)) for m in _ways(method))]
 
 
 def _ways(method: str) -> tuple[str, ...]:
-    return (method, f"{method}_each") if method in ("validate", "evaluate") else (method,)
+    return (method, f"{method}_each") if method in _SCORES else (method,)
 
 
 def _describe(error: BaseException) -> str:
