@@ -53,6 +53,7 @@ class Task(Protocol):
             def evaluate(self, model):        # held-out test, used once, to report
                 return self.score(model, "test")
 
+            # With --output-snr or --max-kl no score counts: a task may then do without validate and evaluate.
             # Instead of validate and evaluate, so that fewer examples suffice for the same certainty:
             # def validate_each(self, model): a score for each validation example; their mean counts
             # def evaluate_each(self, model): the same of the test examples
