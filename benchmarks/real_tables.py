@@ -265,6 +265,32 @@ def calibrated_few(results: Results) -> str:
     return markdown_table(heading, rows)
 
 
+def calibrated_function(results: Results) -> str:
+    heading = ["model", "target", "without data", "calibrated", "saved", "held out", "test images", "lost on test"]
+    found: dict[tuple[str, str, int, float], dict[str, dict[str, Any]]] = {}
+    for row in _of_kind(results, "function target"):
+        found.setdefault((row["model"], row["target"], row["seed"], row["level"]), {})[row["way"]] = row
+    rows = []
+    for (model, target, _, level), by_way in found.items():
+        if len(by_way) < 2:
+            continue
+        before, after = by_way["data-free"], by_way["calibrated"]
+        key, words = {"output_snr": ("output_snr_db", "{:.2f} dB"), "max_kl": ("kl_nats", "{:.4f} nats")}[target]
+        rows.append(
+            [
+                model,
+                {"output_snr": f"{level:g} dB", "max_kl": f"{level:g} nats"}[target],
+                f"{before['n_bytes']:,} B",
+                f"{after['n_bytes']:,} B",
+                f"**{100 * (1 - after['n_bytes'] / before['n_bytes']):.1f} %**",
+                words.format(after[key]),
+                words.format(after[f"test_{key}"]),
+                f"{after['test_drop']:.2f}",
+            ]
+        )
+    return markdown_table(heading, rows)
+
+
 def calibrated_levels(results: Results) -> str:
     heading = ["network", "training", "at", "without data", "calibrated", "saved"]
     found: dict[tuple[str, int, float], dict[str, float | None]] = {}

@@ -309,6 +309,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "real-peers": (real_tables.real_peers, ("real_peers",)),
     "calibrated-drop": (real_tables.calibrated_drop, ("calibrated",)),
     "calibrated-few": (real_tables.calibrated_few, ("calibrated",)),
+    "calibrated-function": (real_tables.calibrated_function, ("calibrated",)),
     "calibrated-levels": (real_tables.calibrated_levels, ("calibrated",)),
     "refine": (_refine, ("refine",)),
     "literature": (_literature, ()),
