@@ -23,12 +23,14 @@ import wcompress
 from benchmarks.peers_setup import DEFAULT_VENV
 from wcompress.checkpoint import read_checkpoint, write_checkpoint
 from wcompress.codec.options import PackOptions
-from wcompress.tasks import BaselineTask, MnistData, builtin_tasks, load_mnist, train_baseline
+from wcompress.report.paper import PAPER
+from wcompress.tasks import BaselineTask, MnistData, load_mnist, train_baseline
 
 Tensors = dict[str, torch.Tensor]
 
 SYNTHETIC = ("gaussian", "laplacian")
-BASELINES = builtin_tasks()
+BASELINES = tuple(PAPER)
+LENETS = ("lenet-300-100", "lenet-5-caffe")
 REAL = {"blazeface": "blazeface*", "silero": "silero*"}
 """Names of real models, and what their checkpoints are called."""
 MODELS = (*SYNTHETIC, *BASELINES, *REAL)

@@ -17,6 +17,7 @@ from torch import nn
 
 import wcompress.tasks.download as download
 from wcompress.errors import OptionError, TaskError
+from wcompress.report.paper import PAPER
 from wcompress.tasks import (
     BaselineTask,
     MnistData,
@@ -103,8 +104,16 @@ class TestBaselines:
         assert sum(p.numel() for p in model.parameters()) == n_params
         assert model(torch.zeros(3, 28, 28)).shape == (3, 10)
 
-    def test_names_follow_the_papers_table(self) -> None:
-        assert builtin_tasks() == ("mnist-fnn", "mnist-cnn", "mnist-rnn", "mnist-lstm")
+    @pytest.mark.parametrize(("name", "n_params"), [("lenet-300-100", 266_610), ("lenet-5-caffe", 431_080)])
+    def test_lenets_have_the_parameter_counts_of_the_literature(self, name: str, n_params: int) -> None:
+        model = build_baseline(name)
+        assert sum(p.numel() for p in model.parameters()) == n_params
+        assert model(torch.zeros(3, 28, 28)).shape == (3, 10)
+
+    def test_names_follow_the_papers_table_and_then_come_the_lenets(self) -> None:
+        paper = ("mnist-fnn", "mnist-cnn", "mnist-rnn", "mnist-lstm")
+        assert builtin_tasks() == (*paper, "lenet-300-100", "lenet-5-caffe")
+        assert tuple(PAPER) == paper
 
     @pytest.mark.parametrize("name", builtin_tasks())
     def test_training_repeats_and_leaves_the_global_generator_alone(self, name: str, digits: MnistData) -> None:
@@ -124,6 +133,11 @@ class TestBaselines:
         assert calls[-1][0] == calls[-1][1] == 12 * 34
         assert calls[-1][2]["loss"] < calls[0][2]["loss"]
         assert calls[-1][2]["epoch"] == 12
+
+    @pytest.mark.parametrize("name", ["lenet-300-100", "lenet-5-caffe"])
+    def test_lenets_learn_the_embedded_digits(self, name: str, digits: MnistData) -> None:
+        model = train_baseline(name, data=digits, epochs=2)
+        assert accuracy(model, digits.test_images, digits.test_labels) > 80
 
     def test_refuses_what_does_not_exist(self, digits: MnistData) -> None:
         with pytest.raises(TaskError, match=r"mnist-gru.*mnist-fnn, mnist-cnn"):

@@ -24,7 +24,7 @@ _COMMANDS = {
     "inspect": "Show what is in an archive, byte by byte, without decoding it.",
     "verify": "Check an archive's checksums and decode it in full.",
     "eval": "Score a checkpoint, or the model that an archive restores to.",
-    "train": "Train a built-in baseline.",
+    "train": "Train a built-in network.",
     "report": "Measure ratio against accuracy at several settings.",
     "reproduce": "Write the paper's tables and figures, with the true ratio beside them.",
     "demo": "Train, pack and restore four small networks on embedded data.",

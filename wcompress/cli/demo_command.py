@@ -49,8 +49,9 @@ def command(out: Output, output: Path | None, effort: int, threads: int) -> None
     """
     from wcompress.files import output_folder
     from wcompress.progress import part
+    from wcompress.report.paper import PAPER
     from wcompress.report.pipeline import measure_baseline
-    from wcompress.tasks import builtin_tasks, load_embedded
+    from wcompress.tasks import load_embedded
 
     with contextlib.ExitStack() as stack:
         if output is None:
@@ -60,7 +61,7 @@ def command(out: Output, output: Path | None, effort: int, threads: int) -> None
         data = load_embedded()
         runs: list[BaselineRun] = []
         with out.progress("", announce=True) as progress:
-            names = list(builtin_tasks())
+            names = list(PAPER)
             for number, name in enumerate(names):
                 run = measure_baseline(
                     name,

@@ -15,7 +15,7 @@ _EPILOG = """Examples:
 
 \b
   wcompress train mnist-fnn -o fnn.pt
-  wcompress train mnist-cnn -o cnn.pt --seed 1 --data-dir ~/data
+  wcompress train lenet-5-caffe -o lenet5.pt --seed 1 --data-dir ~/data
 """
 
 
@@ -31,7 +31,7 @@ _EPILOG = """Examples:
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything random."
 )
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the data.  [default: the baseline's own]")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the data.  [default: the network's own]")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True, help="Device to train on."
 )
@@ -40,7 +40,10 @@ _EPILOG = """Examples:
 def command(
     out: Output, task: str, output: Path, seed: int, epochs: int | None, device: str, data_dir: Path | None
 ) -> None:
-    """Train the built-in baseline TASK (mnist-fnn, mnist-cnn, mnist-rnn or mnist-lstm) and save its weights.
+    """Train the built-in network TASK and save its weights.
+
+    TASK is mnist-fnn, mnist-cnn, mnist-rnn or mnist-lstm, the baselines of a paper, or lenet-300-100 or lenet-5-caffe,
+    the networks on which most papers about compression report.
 
     Where MNIST is not found and cannot be downloaded, scikit-learn's digits scaled to 28×28 take its place; the output
     names the data that were used.
@@ -52,7 +55,7 @@ def command(
     from wcompress.tasks import BaselineTask, builtin_tasks, load_mnist, train_baseline
 
     if task not in builtin_tasks():
-        raise click.BadParameter(f"{task!r} is not a built-in baseline; choose from {', '.join(builtin_tasks())}")
+        raise click.BadParameter(f"{task!r} is not a built-in network; choose from {', '.join(builtin_tasks())}")
     if output == STANDARD_OUTPUT:
         check_standard_output(out, [output])
     else:

@@ -22,7 +22,7 @@ from wcompress.report.pages import reproduction_page
 from wcompress.report.paper import LATENT_DIM, PAPER, SWEEP_LATENT_DIMS, SWEEP_MODEL
 from wcompress.report.pipeline import BaselineRun, measure_baseline
 from wcompress.report.samples import choose_samples
-from wcompress.tasks import BaselineTask, MnistData, builtin_tasks, load_mnist
+from wcompress.tasks import BaselineTask, MnistData, load_mnist
 
 _SAMPLE_FIGURES = {"mnist-cnn": 4, "mnist-rnn": 5}
 
@@ -121,7 +121,7 @@ def reproduce(
         data_dir: where MNIST lies; see `wcompress.tasks.load_mnist`.
         seed: of everything random.
         effort: of packing, 1 to 9; 5 is the paper's limit of 500 epochs.
-        models: names of built-in tasks; all four by default.
+        models: names of the paper's baselines; all four by default.
         latent_dims: sizes of the latent to try on the CNN, or on the first model where the CNN is not asked for.
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads; None for torch's own choice.
@@ -134,7 +134,7 @@ def reproduce(
         TaskError, OptionError, OutputError: see `wcompress.errors`.
     """
     require_report_extra("reproduce")
-    names = tuple(dict.fromkeys(builtin_tasks() if models is None else models))
+    names = tuple(dict.fromkeys(PAPER if models is None else models))
     unknown = [name for name in names if name not in PAPER]
     if unknown or not names:
         raise OptionError(f"models {', '.join(unknown) or 'none'}: expected one or more of {', '.join(PAPER)}")
