@@ -26,24 +26,6 @@ from benchmarks.common import RESULTS, markdown_table, merge_result
 from benchmarks.curves import means
 from benchmarks.models import BASELINES, Tensors, add_model_arguments, argument_parser, baseline, integers, numbers
 
-LITERATURE = (
-    (
-        "Oktay et al., arXiv 1906.06624",
-        "LeNet-300-100",
-        "124x",
-        "0.3",
-        "trained with labels; another network; the bytes as its authors count them",
-    ),
-    (
-        "Deep Compression, Han et al., arXiv 1510.00149",
-        "LeNet-300-100",
-        "40x",
-        "none",
-        "trained with labels; another network; against float32, the bytes as its authors count them",
-    ),
-)
-"""Source, network, ratio, points lost, and why it is not comparable; all at a loss of at most one point."""
-
 
 def measure(name: str, tensors: Tensors, seed: int, max_drop: float) -> dict[str, Any]:
     """One model, packed and scored."""
@@ -92,11 +74,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in summary(rows)
     ]
     return markdown_table(heading, cells)
-
-
-def literature() -> str:
-    """What papers report, as Markdown."""
-    return markdown_table(["paper", "network", "ratio", "points lost", "how it differs"], LITERATURE)
 
 
 def main() -> None:

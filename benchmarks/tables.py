@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import real_tables, refine, refine_few
+from benchmarks import lenet, real_tables, refine, refine_few
 from benchmarks.common import markdown_table
 from benchmarks.curves import accuracy_means, function_means, number
 
@@ -236,8 +236,8 @@ def _refine(results: Results) -> str:
     return refine.table(results["refine"]["rows"])
 
 
-def _literature(results: Results) -> str:  # noqa: ARG001 - nothing that we measure
-    return refine.literature()
+def _lenet(results: Results) -> str:
+    return lenet.table(results["lenet"]["rows"])
 
 
 def _refine_few(results: Results) -> str:
@@ -312,7 +312,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "calibrated-function": (real_tables.calibrated_function, ("calibrated",)),
     "calibrated-levels": (real_tables.calibrated_levels, ("calibrated",)),
     "refine": (_refine, ("refine",)),
-    "literature": (_literature, ()),
+    "lenet": (_lenet, ("lenet",)),
     "refine-few": (_refine_few, ("refine_few",)),
 }
 """What makes each table, and the results it is made of."""
