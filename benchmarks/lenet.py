@@ -20,10 +20,18 @@ from typing import Any
 import wcompress
 from benchmarks.common import markdown_table, merge_result
 from benchmarks.curves import means
-from benchmarks.models import LENETS, Tensors, add_model_arguments, argument_parser, baseline, baseline_task, integers
+from benchmarks.models import (
+    DEFAULT_EFFORT,
+    LENETS,
+    Tensors,
+    add_model_arguments,
+    argument_parser,
+    baseline,
+    baseline_task,
+    integers,
+)
 from wcompress.evaluate import build_model
 
-EFFORT = 7
 ERRORS = {"lenet-300-100": 1.9, "lenet-5-caffe": 1.0}
 """Percent of the test images, at which the smallest networks of the literature are reported."""
 LITERATURE = (
@@ -99,7 +107,7 @@ def main() -> None:
     parser = argument_parser(__doc__, "python -m benchmarks.lenet --only lenet-5-caffe --seeds 0")
     add_model_arguments(parser, LENETS)
     parser.add_argument("--seeds", type=integers, default=[0], help="of training (default: 0)")
-    parser.add_argument("--effort", type=int, default=EFFORT, help="of packing (default: %(default)s)")
+    parser.add_argument("--effort", type=int, default=DEFAULT_EFFORT, help="of packing (default: %(default)s)")
     arguments: argparse.Namespace = parser.parse_args()
     rows = []
     for name in arguments.only:

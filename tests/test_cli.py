@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,6 +208,17 @@ def test_a_wrong_task_is_one_line(cli: Run) -> None:
     assert code == 2
     assert one_line(err)
     assert "do not fit" in err
+
+
+def test_the_demo_takes_the_papers_four_networks_alone(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(name: str, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(to_json=lambda: {"model": name})
+
+    monkeypatch.setattr("wcompress.report.pipeline.measure_baseline", measure)
+    monkeypatch.setattr("wcompress.cli.demo_command.runs_table", lambda *_: None)
+    code, out, _ = cli("demo", "--json")
+    assert code == 0
+    assert [row["model"] for row in json.loads(out)["models"]] == ["mnist-fnn", "mnist-cnn", "mnist-rnn", "mnist-lstm"]
 
 
 COMMANDS = ["pack", "unpack", "inspect", "verify", "eval", "train", "report", "reproduce", "demo"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,7 +281,26 @@ def test_reproduction_needs_force_for_a_folder_with_files(reproduction: Reproduc
     assert before == {path: path.stat().st_mtime_ns for path in reproduction.folder.iterdir()}
 
 
-@pytest.mark.parametrize("models", [("mnist-rnn", "resnet"), ()])
+def test_reproduction_takes_the_papers_four_networks_alone(
+    tmp_path: Path, digits: MnistData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def measure(name: str, *_: object, **__: object) -> object:
+        names.append(name)
+        return SimpleNamespace(name=name)
+
+    def stop(*_: object) -> object:
+        raise OptionError("enough")
+
+    monkeypatch.setattr("wcompress.report.reproduce.measure_baseline", measure)
+    monkeypatch.setattr("wcompress.report.reproduce._sweep_point", stop)
+    with pytest.raises(OptionError, match="enough"):
+        reproduce(tmp_path / "out", data=digits)
+    assert names == ["mnist-fnn", "mnist-cnn", "mnist-rnn", "mnist-lstm"]
+
+
+@pytest.mark.parametrize("models", [("mnist-rnn", "resnet"), ("lenet-5-caffe",), ()])
 def test_unknown_models_are_refused_before_anything_is_written(tmp_path: Path, models: tuple[str, ...]) -> None:
     with pytest.raises(OptionError, match="expected one or more of mnist-fnn"):
         reproduce(tmp_path / "out", models=models)
