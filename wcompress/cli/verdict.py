@@ -37,6 +37,8 @@ def verdict(result: PackResult, *, restorable: bool = True) -> str:
             sentences.append("Estimated from samples of the tensors.")
         sentences.append("Nothing was written.")
     text = " ".join(sentences)
+    if result.quality is not None:
+        text += f"\nKept at {result.quality.sqnr_db:.1f} dB, the default for {result.quality.reason}."
     if restorable and not result.dry_run:
         text += f"\nRestore with: wcompress unpack {shlex.quote(result.archive)}"
     return text

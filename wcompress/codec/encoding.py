@@ -14,7 +14,7 @@ from wcompress.codec.packers.job import Job
 from wcompress.codec.packers.packer import PACKERS
 from wcompress.codec.plan import Plan, plan_tensors
 from wcompress.codec.quantiser.sensitivity import Feedback
-from wcompress.codec.rate_control.step_rule import default_sqnr_db
+from wcompress.codec.rate_control.default_quality import default_sqnr_db
 from wcompress.codec.storage.exact import encode_raw
 from wcompress.codec.tensor_rules import Chosen, choose
 from wcompress.progress import Progress

@@ -29,6 +29,7 @@ from wcompress.codec.packers.job import Job
 from wcompress.codec.packers.packer import PACKERS
 from wcompress.codec.plan import Plan
 from wcompress.codec.quantiser.sensitivity import Feedback
+from wcompress.codec.rate_control.default_quality import default_quality
 from wcompress.codec.restoring import restore_encoded
 from wcompress.codec.results import Estimate, PackResult, with_errors
 from wcompress.codec.trying import Archived, Stored, cut
@@ -181,8 +182,15 @@ def pack_and_restore(
         ),
         choices=with_errors(written.choices, written.figures.tensors),
         estimate=estimate,
+        quality=default_quality(whole) if found is None and _is_free(options) else None,
     )
     return result, written.restored
+
+
+def _is_free(options: PackOptions) -> bool:
+    """Whether nothing but the model decides how well it is kept."""
+    targets = (options.sqnr, options.bits_per_weight, options.ratio, options.max_drop)
+    return options.method == "vae" and all(target is None for target in targets) and not options.aims_at_outputs
 
 
 def with_overrides(options: PackOptions | None, overrides: Mapping[str, Any]) -> PackOptions:

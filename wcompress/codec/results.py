@@ -11,6 +11,7 @@ from wcompress.codec.rate_control.floors import Floors
 from wcompress.fidelity import TensorError, Worst
 
 if TYPE_CHECKING:
+    from wcompress.codec.rate_control.default_quality import Quality
     from wcompress.vae.training import TrainingHistory
 
 
@@ -221,6 +222,7 @@ class PackResult(ArchiveSummary):
         weights_energy: Σw² over the source's float tensors of two or more dimensions, finite elements only.
         choices: the tensors for which a rule chose, and what became of them.
         estimate: of a dry run, what packing takes; None otherwise.
+        quality: chosen without a target, and why; None where a target or a task decided.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -235,6 +237,7 @@ class PackResult(ArchiveSummary):
     weights_energy: float = 0.0
     choices: tuple[TensorChoice, ...] = ()
     estimate: Estimate | None = None
+    quality: Quality | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `pack --json` prints."""
@@ -250,6 +253,7 @@ class PackResult(ArchiveSummary):
             "warnings": list(self.warnings),
             "choices": [asdict(choice) for choice in self.choices],
             "estimate": None if self.estimate is None else asdict(self.estimate),
+            "quality": None if self.quality is None else asdict(self.quality),
         }
 
 

@@ -315,6 +315,7 @@ def _result(
         dry_run=dry_run,
         task=shards[0].task if len(shards) == 1 else None,
         floors=floors_of(shards),
+        quality=next((shard.quality for shard in shards if shard.quality is not None), None),
         warnings=(
             *plan.warnings,
             *_shard_warnings(shards),

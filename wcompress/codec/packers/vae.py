@@ -12,11 +12,12 @@ from wcompress.codec.encoded import Encoded
 from wcompress.codec.options import PackOptions
 from wcompress.codec.packers.job import Job
 from wcompress.codec.plan import Plan
+from wcompress.codec.rate_control.default_quality import default_sqnr_db
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.rate_control.rated_search import RatedSearch
 from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.solution import Solution
-from wcompress.codec.rate_control.step_rule import StepRule, default_sqnr_db
+from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.codec.rate_control.step_search import Target
 from wcompress.codec.storage.exceptions import encode_exceptions
 from wcompress.deadline import Deadline
@@ -97,7 +98,8 @@ def step_rule(job: Job, coded: Mapping[str, torch.Tensor]) -> StepRule:
     """How steps follow the coded tensors of a model, or samples of them."""
     if job.feedbacks is not None:
         return StepRule.calibrated(coded, job.feedbacks)
-    return StepRule.of(job.whole, coded, by_sqnr=job.options.sqnr is not None)
+    by_sqnr = job.options.sqnr is not None
+    return StepRule.of(job.whole, coded, by_sqnr=by_sqnr, held=job.checkpoint.tensors)
 
 
 def cut_warning(was_cut: bool, options: PackOptions) -> tuple[str, ...]:

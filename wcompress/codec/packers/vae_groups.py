@@ -22,11 +22,12 @@ from wcompress.codec.packers.vae import (
 )
 from wcompress.codec.plan import Plan
 from wcompress.codec.quantiser.step_scales import OwnScales
+from wcompress.codec.rate_control.default_quality import default_sqnr_db
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.sampling import Sampled, sampled_rate
 from wcompress.codec.rate_control.search import VaeSearch
-from wcompress.codec.rate_control.step_rule import StepRule, default_sqnr_db
+from wcompress.codec.rate_control.step_rule import StepRule
 from wcompress.codec.rate_control.step_search import Target
 from wcompress.codec.rate_control.weights import MOST_EXACT
 from wcompress.codec.storage.dtypes import entry_of

@@ -62,6 +62,29 @@ def n_exponents(kind: int, shape: tuple[int, ...]) -> int:
     return shape[0] if kind == FIRST else shape[1]
 
 
+def of_indices(
+    kind: int, exponents: Sequence[int], n_rows: int, axis: int, chosen: slice | npt.NDArray[np.int64]
+) -> tuple[int, ...]:
+    """The exponents of some indices of a tensor's first or second dimension.
+
+    Args:
+        kind: of the exponents; not `BOTH` with one for each pair.
+        exponents: of the whole tensor.
+        n_rows: length of its first dimension.
+        axis: 0 or 1.
+        chosen: indices along it.
+    """
+    if kind == BOTH:
+        rows, columns = exponents[:n_rows], exponents[n_rows:]
+        cut = (_some(rows, chosen), columns) if axis == 0 else (rows, _some(columns, chosen))
+        return (*cut[0], *cut[1])
+    return _some(exponents, chosen) if kind == FIRST + axis else tuple(exponents)
+
+
+def _some(values: Sequence[int], chosen: slice | npt.NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(values[chosen]) if isinstance(chosen, slice) else tuple(values[i] for i in chosen)
+
+
 @dataclass(frozen=True)
 class OwnScales:
     """For each tensor the exponents of its scales, 2^(exponent/4).
@@ -140,6 +163,14 @@ class OwnScales:
             rows.append(tuple(row))
             kinds.append(kind)
         return cls(tuple(rows), tuple(kinds))
+
+    def divided(self, index: int, array: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """A tensor of two or more dimensions divided by the scales of its columns; itself where they have none."""
+        kind, row, shape = self.kinds[index], self.exponents[index], array.shape
+        if kind not in (SECOND, BOTH) or has_pairs(shape):
+            return array
+        scales = np.array([quarter_octaves(exponent) for exponent in row[-shape[1] :]], array.dtype)
+        return array / scales.reshape(-1, *(1,) * (len(shape) - 2))
 
     def multipliers(self, sequencing: Sequencing, first: int, last: int) -> Floats:
         """The scale of each weight from `first` to `last` of the sequence, float64; `[1]` where no tensor has any."""

@@ -11,7 +11,7 @@ import torch
 
 from wcompress.codec.options import PackOptions
 from wcompress.codec.quantiser.sensitivity import Feedback
-from wcompress.codec.quantiser.step_scales import FIRST, RUN, OwnScales, quarter_octaves
+from wcompress.codec.quantiser.step_scales import FIRST, RUN, SECOND, WHOLE, OwnScales, of_indices, quarter_octaves
 from wcompress.codec.rate_control.rate import Rate
 from wcompress.codec.rate_control.search import VaeSearch
 from wcompress.codec.rate_control.solution import Solution, finest_step
@@ -90,15 +90,14 @@ def sampled_rate(
             feedbacks.append(rule.feedbacks[number].of_rows(chosen, tensor.shape[0] if tensor.ndim else 1))
         sample[name] = tensor.index_select(axis, torch.from_numpy(chosen)).contiguous() if tensor.ndim else tensor
         whole_energy += tensor_energy(tensor) * times
-        largest = max(largest, _farthest(tensor, rule.scales.exponents[number]))
+        largest = max(largest, _farthest(tensor, rule.scales.kinds[number], rule.scales.exponents[number]))
         sampled_energy += tensor_energy(sample[name])
         for scales, found in ((rule.scales, rows), (rule.counted, counted)):
             if scales is not None:
-                exponents = scales.exponents[number]
-                if axis == 0 and scales.kinds[number] == FIRST:
-                    length = RUN if tensor.ndim == 1 else 1
-                    exponents = tuple(exponents[i // length] for i in chosen[::length])
-                found.append(exponents)
+                exponents, kind = scales.exponents[number], scales.kinds[number]
+                places = chosen[::RUN] // RUN if tensor.ndim == 1 else chosen
+                n_rows = tensor.shape[0] if tensor.ndim else 1
+                found.append(of_indices(kind, exponents, n_rows, axis, places))
     n_sampled = sum(tensor.numel() for tensor in sample.values())
     kinds = rule.scales.kinds
     of_sample = StepRule(
@@ -154,15 +153,23 @@ def sampled_rate(
     return Sampled(rate, sample, search, solution, math.log2(rate.step / step))
 
 
-def _farthest(tensor: torch.Tensor, exponents: tuple[int, ...]) -> float:
-    # The largest magnitude in its own scale; exponents are the tensor's, or one for each index of its first dimension.
+def _farthest(tensor: torch.Tensor, kind: int, exponents: tuple[int, ...]) -> float:
+    # The largest magnitude in its own scale.
     if not tensor.numel():
         return 0.0
-    rows = comparable(tensor).reshape(len(exponents), -1)
-    if len(rows) == 1:
+    if kind == WHOLE:
         return largest_magnitude(tensor) / quarter_octaves(exponents[0])
-    sizes: list[float] = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).tolist()
-    return max(size / quarter_octaves(exponent) for size, exponent in zip(sizes, exponents, strict=True))
+    if tensor.ndim == 1:
+        runs = zip(tensor.split(RUN), exponents, strict=True)
+        return max(largest_magnitude(run) / quarter_octaves(exponent) for run, exponent in runs)
+    grid = comparable(tensor).reshape(*tensor.shape[:2], -1)
+    sizes = torch.maximum(grid.amax(dim=2), -grid.amin(dim=2)).double()
+    scales = torch.tensor([quarter_octaves(exponent) for exponent in exponents], dtype=torch.float64)
+    if kind != SECOND:
+        sizes = sizes / scales[: len(sizes), None]
+    if kind != FIRST:
+        sizes = sizes / scales[-sizes.shape[1] :]
+    return float(sizes.max())
 
 
 def strips(

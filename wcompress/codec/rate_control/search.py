@@ -91,8 +91,10 @@ class VaeSearch(Coding):
         kind: type[SymbolEncoder] = ContextEncoder if by_context else ClassEncoder
         # Without contexts and a prior it makes no difference which weights lie side by side.
         layouts = tuple(
-            choose_layout(computable(tensor).numpy(), block_size // latent_dim) if by_context else "rows"
-            for tensor in coded.values()
+            choose_layout(rule.scales.divided(number, computable(tensor).numpy()), block_size // latent_dim)
+            if by_context
+            else "rows"
+            for number, tensor in enumerate(coded.values())
         )
         if rule.feedbacks is not None:
             layouts = tuple(feedback.layout for feedback in rule.feedbacks)

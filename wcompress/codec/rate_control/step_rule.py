@@ -9,6 +9,9 @@ Elsewhere a layer adds noise to the output in the proportion of its error to its
 with the energy's root, while errors summed over the model ask for one step; measured, half way is best, but all the way
 where recurrent layers have gates, and half an octave less for the recurrent weights, which act once for each time step
 (docs/decisions/0004).
+
+Where norms tell how large the inputs of a layer are, each input's weights have a step of their own, and errors count by
+what they add to the output (docs/decisions/0016).
 """
 
 from __future__ import annotations
@@ -20,19 +23,20 @@ from dataclasses import dataclass
 import torch
 
 from wcompress.codec.quantiser.sensitivity import Feedback
-from wcompress.codec.quantiser.step_scales import FIRST, OwnScales
-from wcompress.fidelity import tensor_energy
+from wcompress.codec.quantiser.step_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales, has_pairs, of_indices
+from wcompress.codec.rate_control.default_quality import RECURRENT
+from wcompress.codec.rate_control.norm_inputs import followed_by_norm, input_moments, moments_by_gains
+from wcompress.fidelity import computable, tensor_energy
 from wcompress.threads import in_threads
 
-_RECURRENT = "weight_hh"  # as torch names it
-_SHALLOW, _SHALLOW_DB, _SMALLEST_LAYER = 6, 22.0, 64
-_DEEPEST_DB, _NORM_DB, _RECURRENT_DB = 12.0, 10.0, 8.0
 _LEAST_SHARE = 2.0**-10  # of the weights: what is smaller is fine enough
 # Octaves that a step, relative to its tensor's scale, may be from that of most weights; the last is a weight's share.
 _MOST_COARSER, _MOST_FINER, _FINER_SHARE = 0.75, 4.0, 0.1
 _MULTIPLIER, _CAREFUL_MULTIPLIER, _CALIBRATED_MULTIPLIER = 0.15, 0.05, 0.2
 _LEAST_COST = 8.0
 """Octaves by which errors in one tensor may cost less than in most weights: what no input led through may be needed."""
+_LEAST_INPUT = 0.02
+"""Of the mean: the least second moment of an input."""
 SQNR_MULTIPLIER = 0.33
 """Lagrangian for the least squared error; see docs/decisions/0004."""
 
@@ -60,7 +64,14 @@ class StepRule:
     feedbacks: tuple[Feedback, ...] | None = None
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], *, by_sqnr: bool) -> StepRule:
+    def of(
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        coded: Mapping[str, torch.Tensor],
+        *,
+        by_sqnr: bool,
+        held: Mapping[str, torch.Tensor] | None = None,
+    ) -> StepRule:
         """The rule for a model.
 
         An SQNR is met at the least cost by one step for all and levels at the centroids; what a network computes is
@@ -70,12 +81,12 @@ class StepRule:
             tensors: the whole model, in order.
             coded: those of it that go under the trellis, in order, or samples of them.
             by_sqnr: whether the error of the weights themselves is to be least.
+            held: those of the model whose values are at hand; by default all.
         """
         if by_sqnr:
             return cls(OwnScales.plain(len(coded)), None, SQNR_MULTIPLIER, False)
-        energies = _energies(tensors, coded, _followed_by_norm(tensors))
-        counted = scales_that_count(tensors, coded, energies)
-        return cls(own_scales(tensors, coded, energies), counted, multiplier(tensors), True)
+        layers = _Layers.of(tensors, coded, tensors if held is None else held)
+        return cls(layers.own_scales(), layers.scales_that_count(), multiplier(tensors), True)
 
     @classmethod
     def calibrated(cls, coded: Mapping[str, torch.Tensor], feedbacks: Mapping[str, Feedback]) -> StepRule:
@@ -107,8 +118,8 @@ class StepRule:
         def taken(scales: OwnScales) -> OwnScales:
             rows = [scales.exponents[number] for number, _ in parts]
             kinds = tuple(scales.kinds[number] for number, _ in parts)
-            cut = [row[some] if kind == FIRST else row for row, kind, (_, some) in zip(rows, kinds, parts, strict=True)]
-            return OwnScales(tuple(cut), kinds)
+            found = zip(rows, kinds, parts, n_rows, strict=True)
+            return OwnScales(tuple(of_indices(kind, row, n, 0, some) for row, kind, (_, some), n in found), kinds)
 
         counted = None if self.counted is None else taken(self.counted)
         feedbacks = self.feedbacks
@@ -127,24 +138,6 @@ def _weighted_median(values: Mapping[str, float], sizes: Mapping[str, int]) -> f
     return 0.0
 
 
-def default_sqnr_db(tensors: Mapping[str, torch.Tensor]) -> float:
-    """The SQNR that a model needs where nothing is asked for, as `scales_that_count` counts it; in dB.
-
-    Each layer adds its relative error to the output, so that ten times as many take 10 dB more. Where norms keep the
-    statistics of layers, and where weights act at each of many time steps, errors count for more (docs/decisions/0007).
-
-    Args:
-        tensors: the whole model, in order.
-    """
-    n_layers = sum(t.is_floating_point() and t.ndim > 1 and t.numel() >= _SMALLEST_LAYER for t in tensors.values())
-    deeper = 10 * math.log10(max(1.0, n_layers / _SHALLOW))
-    if _followed_by_norm(tensors):
-        return _SHALLOW_DB + deeper + _NORM_DB
-    return (
-        _SHALLOW_DB + min(deeper, _DEEPEST_DB) + (_RECURRENT_DB if any(_RECURRENT in name for name in tensors) else 0)
-    )
-
-
 def multiplier(tensors: Mapping[str, torch.Tensor]) -> float:
     """The Lagrangian that suits what a model computes, in squared steps a bit.
 
@@ -154,56 +147,105 @@ def multiplier(tensors: Mapping[str, torch.Tensor]) -> float:
     Args:
         tensors: the whole model, in order.
     """
-    return _CAREFUL_MULTIPLIER if _is_gated(tensors) or _followed_by_norm(tensors) else _MULTIPLIER
+    return _CAREFUL_MULTIPLIER if _is_gated(tensors) or followed_by_norm(tensors) else _MULTIPLIER
 
 
-def own_scales(
-    tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], energies: Energies | None = None
-) -> OwnScales:
-    """Exponents for the coded tensors of a model.
+@dataclass(frozen=True)
+class _Layers:
+    """The coded tensors of a model.
 
-    Args:
+    Attributes:
         tensors: the whole model, in order.
-        coded: those of it that go under the trellis, in order.
-        energies: Σw² of each by name, of each row where a norm follows; by default they are summed here.
+        coded: those of it that go under the trellis, in order, or samples of them.
+        followed: those that a norm with statistics follows.
+        inputs: second moments of inputs, float64 `[n_inputs]`, their geometric mean 1, where they are known.
+        energies: Σw² of each tensor, or of each of its rows where a norm follows.
+        outputs: the same with inputs of these moments.
+    """
 
-    Returns:
+    tensors: Mapping[str, torch.Tensor]
+    coded: Mapping[str, torch.Tensor]
+    followed: frozenset[str]
+    inputs: Mapping[str, torch.Tensor]
+    energies: Energies
+    outputs: Energies
+
+    @classmethod
+    def of(
+        cls, tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], held: Mapping[str, torch.Tensor]
+    ) -> _Layers:
+        followed = followed_by_norm(tensors)
+        known = input_moments(held, followed) if followed else moments_by_gains(held, coded)
+        inputs = {name: _relative(known[name]) for name, tensor in coded.items() if _fits(tensor, known.get(name))}
+
+        # In proportion where there are samples.
+        def energies(name: str, moments: torch.Tensor | None = None) -> list[float]:
+            rows, whole = (coded[name], tensors[name].shape[0]) if name in followed else ((coded[name],), 1)
+            n_weights = tensors[name].numel() // max(1, whole)
+            inner = math.prod(coded[name].shape[2:])
+            found = (tensor_energy(row) if moments is None else _weighted_energy(row, moments, inner) for row in rows)
+            return [energy * (n_weights / max(1, row.numel())) for energy, row in zip(found, rows, strict=True)]
+
+        def with_inputs(name: str) -> list[float]:
+            return energies(name, inputs[name])
+
+        names = list(coded)
+        plain = dict(zip(names, in_threads(energies, names), strict=True))
+        weighted = dict(zip(inputs, in_threads(with_inputs, list(inputs)), strict=True))
+        return cls(tensors, coded, frozenset(followed), inputs, plain, plain | weighted)
+
+    def own_scales(self) -> OwnScales:
+        """Exponents for the coded tensors.
+
         Where no tensor is followed by a norm, a scale for each tensor by its energy; otherwise a scale for each row of
         those that are, and for each other tensor, by their mean squares and the tensor's number of weights.
-    """
-    followed = _followed_by_norm(tensors)
-    energies = energies or _energies(tensors, coded, followed)
-    if not followed:
-        return OwnScales(tuple((exponent,) for exponent in _by_energy(tensors, energies)))
-    sizes = {name: tensors[name].numel() for name in coded}
-    n_weights = sum(sizes.values())
-    return OwnScales(
-        tuple(
-            _by_row(found, _n_weights(tensors[name], len(found)), max(sizes[name] / n_weights, _LEAST_SHARE))
-            for name, found in energies.items()
-        )
-    )
+        """
+        if not self.followed:
+            return self._with_inputs([(exponent,) for exponent in _by_energy(self.tensors, self.energies)])
+        n_weights = sum(self.tensors[name].numel() for name in self.coded)
+        shares = {name: max(self.tensors[name].numel() / n_weights, _LEAST_SHARE) for name in self.coded}
+        return self._with_inputs([self._by_row(name, shares[name]) for name in self.coded])
+
+    def scales_that_count(self) -> OwnScales:
+        """What errors are to be measured against: root mean squares of outputs, or of weights if inputs are unknown.
+
+        Of rows that a norm follows, and of other tensors.
+        """
+        return self._with_inputs([self._by_row(name, 1.0) for name in self.coded])
+
+    def _by_row(self, name: str, factor: float) -> tuple[int, ...]:
+        found = self.outputs[name]
+        return _by_row(found, _n_weights(self.tensors[name], len(found)), factor)
+
+    def _with_inputs(self, rows: Sequence[tuple[int, ...]]) -> OwnScales:
+        exponents, kinds = [], []
+        for name, row in zip(self.coded, rows, strict=True):
+            kind = FIRST if len(row) > 1 else WHOLE
+            if name in self.inputs:
+                columns = [_exponent(1 / moment) for moment in self.inputs[name].tolist()]
+                if kind == FIRST:
+                    kind, row = BOTH, (*row, *columns)
+                else:
+                    kind, row = SECOND, tuple(row[0] + exponent for exponent in columns)
+            exponents.append(row)
+            kinds.append(kind)
+        return OwnScales(tuple(exponents), tuple(kinds))
 
 
-def scales_that_count(
-    tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], energies: Energies | None = None
-) -> OwnScales:
-    """What errors are to be measured against: root mean squares, of rows that a norm follows and of other tensors."""
-    energies = energies or _energies(tensors, coded, _followed_by_norm(tensors))
-    return OwnScales(
-        tuple(_by_row(found, _n_weights(tensors[name], len(found)), 1.0) for name, found in energies.items())
-    )
+def _fits(tensor: torch.Tensor, moments: torch.Tensor | None) -> bool:
+    shape = tuple(tensor.shape)
+    return moments is not None and len(shape) > 1 and 1 < shape[1] == len(moments) and not has_pairs(shape)
 
 
-def _energies(tensors: Mapping[str, torch.Tensor], coded: Mapping[str, torch.Tensor], followed: set[str]) -> Energies:
-    # One of each tensor, or of each of its rows where a norm follows; in proportion where there are samples of them.
-    def of_rows(name: str) -> list[float]:
-        rows, whole = (coded[name], tensors[name].shape[0]) if name in followed else ((coded[name],), 1)
-        n_weights = tensors[name].numel() // max(1, whole)
-        return [tensor_energy(row) * (n_weights / max(1, row.numel())) for row in rows]
+def _relative(moments: torch.Tensor) -> torch.Tensor:
+    bounded = moments.clamp_min(max(_LEAST_INPUT * float(moments.mean()), 1e-300))
+    return bounded / bounded.log().mean().exp()
 
-    names = list(coded)
-    return dict(zip(names, in_threads(of_rows, names), strict=True))
+
+def _weighted_energy(rows: torch.Tensor, moments: torch.Tensor, inner: int) -> float:
+    # Of one row, or of all of a tensor; `inner` weights have the same input.
+    squares = computable(rows).double().square().reshape(-1, len(moments), inner)
+    return float(squares.sum((0, 2)) @ moments)
 
 
 def _n_weights(tensor: torch.Tensor, n_energies: int) -> int:
@@ -228,7 +270,7 @@ def _by_energy(tensors: Mapping[str, torch.Tensor], energies: Energies) -> list[
     for name, tensor in coded.items():
         (whole,), n = energies[name], tensor.numel()
         if whole > 0:
-            octaves[name] = power * math.log2(whole) - (0.5 if _RECURRENT in name else 0.0)
+            octaves[name] = power * math.log2(whole) - (0.5 if RECURRENT in name else 0.0)
             scales[name] = 0.5 * math.log2(whole / n)
             sizes[name] = n
     # The rule is about layers of one model, whose scales are much alike: of others none is to pay for the rest, neither
@@ -248,19 +290,8 @@ def _by_energy(tensors: Mapping[str, torch.Tensor], energies: Energies) -> list[
 
 
 def _is_gated(tensors: Mapping[str, torch.Tensor]) -> bool:
-    return any(_RECURRENT in name and t.ndim == 2 and t.shape[0] > t.shape[1] for name, t in tensors.items())
+    return any(RECURRENT in name and t.ndim == 2 and t.shape[0] > t.shape[1] for name, t in tensors.items())
 
 
 def _exponent(mean_square: float) -> int:
     return round(4 * 0.5 * math.log2(mean_square)) if mean_square > 0 else 0
-
-
-def _followed_by_norm(tensors: Mapping[str, torch.Tensor]) -> set[str]:
-    followed: set[str] = set()
-    last: str | None = None
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.ndim >= 2:
-            last = name
-        elif name.endswith("running_var") and last is not None and tensors[last].shape[0] == tensor.numel():
-            followed.add(last)
-    return followed

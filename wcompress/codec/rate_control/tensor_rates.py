@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wcompress.codec.quantiser.sequence import Sequencing
-from wcompress.codec.quantiser.step_scales import FIRST, SECOND, WHOLE, OwnScales, n_exponents
+from wcompress.codec.quantiser.step_scales import BOTH, FIRST, SECOND, WHOLE, OwnScales, has_pairs, n_exponents
 from wcompress.codec.rate_control.solution import Solution
 
 Weights = npt.NDArray[np.floating]
@@ -122,6 +122,13 @@ def _shifted(kind: int, row: tuple[int, ...], shape: tuple[int, ...], quarters: 
         sizes = {k: n_exponents(k, shape) for k in ((FIRST, SECOND) if len(shape) > 1 else (FIRST,))}
         kind, n = max(((k, n) for k, n in sizes.items() if n <= most), key=lambda one: one[1], default=(WHOLE, 1))
         row = (0,) * n
+    if kind == BOTH and not has_pairs(shape):
+        # The exponents of rows and columns are added: rows alone are shifted.
+        columns = np.array(row[shape[0] :], np.int64)
+        middle = round(float(columns.mean()))
+        first, rows = _shifted(FIRST, tuple(value + middle for value in row[: shape[0]]), shape, quarters)
+        rows = rows if first == FIRST else rows * shape[0]
+        return BOTH, (*rows, *(columns - middle).tolist())
     profile = np.array(row, np.int64) - round(sum(row) / len(row))
     whole = math.floor(quarters)
     coarser = round((quarters - whole) * len(row))
