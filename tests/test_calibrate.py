@@ -176,7 +176,7 @@ def test_embeddings_count_and_shared_weights_are_summed_once() -> None:
     assert collector.moments["words.weight"].total is not None
     assert collector.moments["words.weight"].total[0].tolist() == [0, 1, 3, 1, 0, 0, 0, 0, 0, 1]
     assert collector.moments["a.weight"].n == 12
-    gradients = squared_gradients(model, [ids], as_classes=True, n_draws=1, seed=0)
+    gradients = squared_gradients(model, [ids], as_classes=True, n_draws=1, seed=0, by_column=["words.weight"])
     found = sensitivities(model.state_dict(), collector.moments, gradients)
     assert found["words.weight"].transposed
     assert found["words.weight"].feedback((10, 4)).layout == "rows"
@@ -322,9 +322,13 @@ def test_a_time_limit_ends_the_trials(trained: dict[str, Tensor], tmp_path: Path
 def test_squared_gradients_are_those_of_the_squared_error() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 3, bias=False)), torch.randn(50, 5)
-    found = squared_gradients(model, x.split(10), as_classes=False, n_draws=400, seed=0)["0.weight"]
+    found = squared_gradients(model, x.split(10), as_classes=False, n_draws=400, seed=0, by_column=["0.weight"])
     # Of a linear layer a weight's squared error costs its input's mean square, whatever the output.
-    assert torch.allclose(found, x.double().square().mean(0).expand(3, 5), rtol=0.1)
+    expected = x.double().square().mean(0)
+    columns = found["0.weight"].columns
+    assert columns is not None
+    assert torch.allclose(columns, 3 * expected, rtol=0.1)
+    assert torch.allclose(found["0.weight"].rows, expected.sum().expand(3), rtol=0.1)
     assert not any(parameter.grad is not None for parameter in model.parameters())
 
 

@@ -148,7 +148,7 @@ def test_the_default_follows_the_network() -> None:
     assert default(60) == pytest.approx(32)
     assert default(10_000) == pytest.approx(34)
     assert default(1, **{"lstm.weight_hh_l0": torch.ones(64, 16)}) == pytest.approx(30)
-    assert default(6, **{"bn.running_var": torch.ones(16)}) == pytest.approx(35)
+    assert default(6, **{"bn.running_var": torch.ones(16)}) == pytest.approx(38)
 
 
 def test_floors_can_be_left_to_a_task(tmp_path: Path) -> None:

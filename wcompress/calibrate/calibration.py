@@ -29,6 +29,8 @@ FEWEST_INPUTS = 64
 _BATCH, _MOST_INPUTS = 64, 2048
 _HELD_OUT_SHARE = 5
 _GRADIENT_INPUTS, _DRAWS = 256, 2
+_MOST_BATCHES = 64
+"""Of more, as where sentences come one by one, each is drawn for once."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,18 @@ class Calibration:
         collector.run(some)
         as_classes = not callable(getattr(split.task, "distance", None))
         few = _up_to(_GRADIENT_INPUTS, some)
-        gradients = squared_gradients(model, few, as_classes=as_classes, n_draws=_DRAWS, seed=seed)
+        moments = collector.moments
+        gradients = squared_gradients(
+            model,
+            few,
+            as_classes=as_classes,
+            n_draws=_DRAWS if len(few) <= _MOST_BATCHES else 1,
+            seed=seed,
+            by_column=[name for name, one in moments.items() if one.transposed],
+        )
         floats = {name: t for name, t in checkpoint.tensors.items() if t.is_floating_point()}
         aliases = _aliases(model, checkpoint.ties)
-        found = sensitivities(floats, _with_aliases(collector.moments, aliases), _with_aliases(gradients, aliases))
+        found = sensitivities(floats, _with_aliases(moments, aliases), _with_aliases(gradients, aliases))
         return cls(split, found, {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()})
 
     def feedbacks(self, damping: float | None) -> Feedbacks:

@@ -40,8 +40,8 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """Inputs `[n_groups, n, k]`."""
-        x = x.double()
-        self._sum(x.transpose(1, 2) @ x if self.is_full else x.square().sum(1), x.shape[1])
+        x = x.float()
+        self._sum((x.transpose(1, 2) @ x if self.is_full else x.square().sum(1)).double(), x.shape[1])
 
     def count(self, indices: Tensor, n_rows: int) -> None:
         """Rows of an embedding that were looked up."""

@@ -14,6 +14,8 @@ Places = npt.NDArray[np.int64]
 
 _LEAST, _LEAST_OUTPUT, _LEAST_INPUT = 1e-4, 0.02, 0.02
 """Of the mean: the least second moment, cost of an output, and energy of an input that comes alone."""
+_LEAST_LOOKED_UP = 0.5
+"""The same of a row of an embedding: what some hundred inputs do not look up, others will."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Sensitivity:
         if self.inputs is None or not self.inputs.any():
             return Feedback.plain(n_weights, float(outputs.mean()) if len(outputs) else 1.0)
         if self.inputs.ndim == 2:
-            columns = _at_least(self.inputs, _LEAST_INPUT)
+            columns = _at_least(self.inputs, _LEAST_LOOKED_UP if self.transposed else _LEAST_INPUT)
             inner = 1 if self.transposed else math.prod(shape[2:])
             return Feedback.of(None, columns, outputs, inner, transposed=self.transposed)
         k, inner = self.inputs.shape[-1], math.prod(shape[2:])

@@ -22,7 +22,7 @@ RECURRENT = "weight_hh"
 """In a name, as torch has them."""
 
 _SHALLOW, _SHALLOW_DB, _SMALLEST_LAYER = 6, 22.0, 64
-_DEEPEST_DB, _NORM_DB = 12.0, 13.0
+_DEEPEST_DB, _NORM_DB = 12.0, 16.0
 _RECURRENT_DB, _MOST_RECURRENT_DB, _HARMLESS_DB = 8.0, 30.0, 3.0
 """At least and at most for recurrent layers, and growth of errors that is not made up for."""
 _CELLS: dict[int, Any] = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}
