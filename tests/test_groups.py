@@ -304,3 +304,12 @@ def test_one_group_is_written_as_before(tmp_path: Path) -> None:
     pack(tmp_path / "m.wcz")
     with ArchiveReader(tmp_path / "m.wcz") as reader:
         assert reader.version == 6
+
+
+def test_no_group_holds_two_parts_of_a_tensor(tmp_path: Path) -> None:
+    # Rows of three quarters of a group: two neighbours would just fit.
+    model = {"w": 0.03 * torch.randn(8, 12, 1000, generator=torch.Generator().manual_seed(0))}
+    wcompress.pack(model, tmp_path / "m.wcz", effort=1)
+    sqnr_db = wcompress.verify(tmp_path / "m.wcz", model).sqnr_db
+    assert sqnr_db is not None
+    assert sqnr_db > 20

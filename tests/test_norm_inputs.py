@@ -213,6 +213,47 @@ def test_errors_that_grow_from_step_to_step_take_more(kind: type[nn.RNNBase]) ->
     assert default_quality(meta).sqnr_db == default_quality(calm).sqnr_db
 
 
+def test_layers_that_follow_no_input_count_as_any() -> None:
+    alive = recurrent(1.0)
+    dead = {name.replace("rnn.", "dead."): torch.zeros_like(tensor) for name, tensor in alive.items()}
+    assert error_growth_db(dead) == 0
+    assert default_quality({**alive, **dead}).sqnr_db - default_quality(alive).sqnr_db < 4  # for more layers
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"weight_ih_l0_reverse": torch.ones(128, 9)},
+        {"bias_ih_l0": torch.ones(128, 1), "bias_hh_l0": torch.ones(128, 1)},
+        {"bias_ih_l0": torch.tensor(1.0)},
+        {"weight_ih_l0": torch.ones(128, 8, device="meta")},
+    ],
+)
+def test_layers_that_cannot_be_run_are_left_out(changed: dict[str, Tensor]) -> None:
+    tensors = recurrent(1.0) | {f"rnn.{name}": tensor for name, tensor in changed.items()}
+    assert default_quality(tensors).sqnr_db >= 30
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"1.conv3.weight": torch.zeros(16, 64, 1, 1).to(torch.float8_e4m3fn)},
+        {"1.conv3.weight": torch.ones(0, 64, 1, 1), "1.bn3.running_var": torch.ones(0)},
+        {"1.bn3.running_var": torch.ones(1, 16, 1, 1), "1.bn3.running_mean": torch.ones(1, 16, 1, 1)},
+        {"1.bn3.running_var": torch.tensor(1.0), "1.bn3.running_mean": torch.tensor(1.0)},
+        {"1.bn3.running_var": torch.ones(16, 1, dtype=torch.int64)},
+        {"1.bn3.running_var": torch.ones(16, dtype=torch.complex64)},
+    ],
+)
+@pytest.mark.parametrize("alphabetical", [False, True])
+def test_odd_norms_are_left_out(tmp_path: Path, changed: dict[str, Tensor], alphabetical: bool) -> None:
+    tensors = dict(network().state_dict()) | changed
+    tensors = {name: tensors[name] for name in sorted(tensors)} if alphabetical else tensors
+    assert "1.conv3.weight" not in input_moments(tensors, followed_by_norm(tensors)) or len(changed) == 1
+    wcompress.pack(tensors, tmp_path / "m.wcz", effort=1)
+    assert wcompress.verify(tmp_path / "m.wcz").ok
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_pack_says_what_it_decided_and_why(tmp_path: Path, more: list[str]) -> None:
     torch.save(network().state_dict(), tmp_path / "m.pt")

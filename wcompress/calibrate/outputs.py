@@ -40,9 +40,14 @@ class Squares:
     @classmethod
     def of(cls, gradient: Tensor, *, with_columns: bool) -> Squares:
         """Those of one gradient."""
-        squares = gradient.detach().reshape(gradient.shape[0] if gradient.ndim else 1, -1).square()
-        columns = squares.sum(0, dtype=torch.float64) if with_columns else None
-        return cls(tuple(gradient.shape), squares.sum(1, dtype=torch.float64), columns)
+        shape = tuple(gradient.shape) or (1,)
+        flat = gradient.detach().reshape(shape[0], math.prod(shape[1:]))
+        # In units of the largest, so that no square is beyond float32.
+        unit = float(flat.abs().max()) if flat.numel() else 0.0
+        squares = (flat / unit if 0 < unit < math.inf else flat).square()
+        scale = unit**2 if 0 < unit < math.inf else 1.0
+        columns = scale * squares.sum(0, dtype=torch.float64) if with_columns else None
+        return cls(tuple(gradient.shape), scale * squares.sum(1, dtype=torch.float64), columns)
 
     def plus(self, other: Squares) -> Squares:
         """Both added up."""

@@ -59,7 +59,8 @@ def grouped(
     held = 0
     for index, entry in owners:
         for part, n in _parts(index, entry, size):
-            if current and held + n > size + size // 2:
+            # A group knows tensors by name, so it holds no two parts of one.
+            if current and (held + n > size + size // 2 or current[-1].index == index):
                 groups.append(tuple(current))
                 current, held = [], 0
             current.append(part)

@@ -57,8 +57,9 @@ def encode_whole(plan: Plan, job: Job, raw_bytes: int) -> tuple[Encoded, Mapping
             len(encode_exceptions(plan.exception_rows(search.model.aside))),
         ]
 
-    target = Target(sqnr_db=default_sqnr_db(job.whole) if options.sqnr is None else options.sqnr)
-    if job.budget is not None:
+    if job.budget is None:
+        target = Target(sqnr_db=default_sqnr_db(job.whole) if options.sqnr is None else options.sqnr)
+    else:
         target = Target(n_bytes=max(1, job.budget), wanted=options.size_wanted, in_words=job.in_words)
     by_sqnr = options.sqnr is not None
     kind = partial(RatedSearch, rates=rates, counted=by_sqnr) if rates else VaeSearch

@@ -21,7 +21,7 @@ from wcompress.codec.packers.vae import (
     step_rule,
 )
 from wcompress.codec.plan import Plan
-from wcompress.codec.quantiser.step_scales import OwnScales
+from wcompress.codec.quantiser.step_scales import BOTH, OwnScales
 from wcompress.codec.rate_control.default_quality import default_sqnr_db
 from wcompress.codec.rate_control.floors import Floors
 from wcompress.codec.rate_control.rate import Rate
@@ -58,6 +58,7 @@ class VaeGroups:
         sizes = {name: plan.size(name) for name in plan.coded}
         self._n_weights = sum(sizes.values())
         self._numbers = {name: number for number, name in enumerate(plan.coded)}
+        self._n_rows = [tensor.shape[0] if tensor.ndim else 1 for tensor in plan.coded.values()]
         self._n_passes, self._was_cut, self._lacks = 0, False, False
         self._rule: StepRule | None = None
         self._rate: Rate | None = None
@@ -69,9 +70,10 @@ class VaeGroups:
         check_sub_blocks(options)
         by_sqnr = options.sqnr is not None
         self._rule = step_rule(job, plan.to_code)
-        target = Target(sqnr_db=default_sqnr_db(job.whole))
         if options.sqnr is not None:
             target = Target(sqnr_db=options.sqnr + _AIMED_DB, wanted=f"an SQNR of {options.sqnr:g} dB")
+        elif job.budget is None:
+            target = Target(sqnr_db=default_sqnr_db(job.whole))
         if job.budget is not None:
             beside = raw_bytes() + 2 * sum(plan.size(name) for name in plan.fine)
             if job.budget <= beside:
@@ -151,8 +153,9 @@ class VaeGroups:
         number = self._numbers[name]
 
         def middle(scales: OwnScales) -> OwnScales:
-            exponents = sorted(scales.exponents[number])
-            return OwnScales(((exponents[len(exponents) // 2],),))
+            row, n_rows = scales.exponents[number], self._n_rows[number]
+            parts = (row[:n_rows], row[n_rows:]) if scales.kinds[number] == BOTH else (row,)
+            return OwnScales(((sum(sorted(part)[len(part) // 2] for part in parts),),))
 
         counted = None if self._rule.counted is None else middle(self._rule.counted)
         rule = replace(self._rule, scales=middle(self._rule.scales), counted=counted)

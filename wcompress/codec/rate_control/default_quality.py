@@ -28,7 +28,8 @@ _RECURRENT_DB, _MOST_RECURRENT_DB, _HARMLESS_DB = 8.0, 30.0, 3.0
 _CELLS: dict[int, Any] = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}
 """By rows of a recurrent matrix for each of its columns."""
 _SEQUENCES, _STEPS, _PROBE_DB = 8, 96, -40.0
-_MOST_WORK = 1 << 36
+_MOST_WORK = 1 << 34
+_DEAD = 1e-12
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def error_growth_db(tensors: Mapping[str, Tensor]) -> float:
     Args:
         tensors: the model.
     """
-    found = [_growth_db(stack) for stack in _stacks(tensors)]
+    found = (_growth_db(stack) for stack in _stacks(tensors))
     return float(round(max((db for db in found if math.isfinite(db)), default=0.0)))
 
 
@@ -92,13 +93,14 @@ def _stacks(tensors: Mapping[str, Tensor]) -> Iterator[list[list[_Layer]]]:
     for name, tensor in tensors.items():
         prefix, found, suffix = name.rpartition(RECURRENT)
         other = tensors.get(f"{prefix}weight_ih{suffix}")
-        if not found or tensor.is_meta or tensor.ndim != 2 or other is None or other.ndim != 2:
+        if not found or tensor.ndim != 2 or other is None or other.ndim != 2 or tensor.is_meta or other.is_meta:
             continue
         n_gates, rest = divmod(tensor.shape[0], max(1, tensor.shape[1]))
         if rest or n_gates not in _CELLS or other.shape[0] != tensor.shape[0]:
             continue
         biases = [tensors[key] for key in (f"{prefix}bias_ih{suffix}", f"{prefix}bias_hh{suffix}") if key in tensors]
-        biases = biases if [len(bias) for bias in biases] == [len(tensor)] * 2 else []
+        fitting = [bias.shape == tensor.shape[:1] and not bias.is_meta for bias in biases]
+        biases = biases if fitting == [True, True] else []
         layer = tuple(computable(part).double() for part in (other, tensor, *biases))
         if all(bool(part.isfinite().all()) for part in layer):
             by_stack.setdefault(prefix, {}).setdefault(suffix.removesuffix("_reverse"), []).append(layer)
@@ -115,15 +117,16 @@ def _growth_db(stack: list[list[_Layer]]) -> float:
     for level in (0.0, 10 ** (_PROBE_DB / 20)):
         x = first
         for directions in stack:
-            x = x if x.shape[2] == directions[0][0].shape[1] else first.new_zeros(0, 0, 0)
-            if not x.numel():
+            if not x.numel() or any(x.shape[2] != way[0].shape[1] for way in directions):
                 return 0.0
             ways = [_disturbed(way, level, generator) for way in directions]
             x = torch.cat([_run(way, x.flip(1) if n else x) for n, way in enumerate(ways)], 2)
         outputs.append(x[:, -(n_steps // 3) :])
     signal, noise = outputs[0] - outputs[0].mean(0), outputs[1] - outputs[0]
-    energies = [float(values.square().sum()) for values in (signal, noise)]
-    return 10 * math.log10(max(energies[1], 1e-300) / max(energies[0], 1e-300)) - _PROBE_DB
+    whole, varying, error = (float(values.square().sum()) for values in (outputs[0], signal, noise))
+    if not error or varying <= _DEAD * whole:
+        return 0.0  # what follows no input passes nothing on
+    return 10 * math.log10(error / varying) - _PROBE_DB
 
 
 def _disturbed(layer: _Layer, level: float, generator: torch.Generator) -> _Layer:

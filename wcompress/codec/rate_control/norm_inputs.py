@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wcompress.fidelity import comparable
+from wcompress.fidelity import comparable, computable
 
 _STATISTIC = "running_var"
 _NODES, _NODE_WEIGHTS = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(16))
@@ -43,6 +43,8 @@ _TINY = 1e-12
 _FEWEST_GAINS, _FEWEST_ROWS, _MOSTLY = 32, 32, 0.9
 _LEAST_OPPOSED = 0.3
 """Rank correlation of gains with energies of columns, with its sign turned."""
+_STRICT = 2.0
+"""Standard deviations by which it has to be farther than the farthest of so many is by chance."""
 _LEAST_ENERGY = 0.02
 """Of a column, as a part of the mean."""
 _MOST_LOOKED_AT = 1 << 22
@@ -108,41 +110,68 @@ def followed_by_norm(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     followed: dict[str, str] = {}
     last: str | None = None
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.ndim >= 2:
+        if _is_layer(tensor):
             last = name
-        elif name.endswith(_STATISTIC) and last is not None and tensors[last].shape[0] == tensor.numel():
+        elif _is_statistic(name, tensor) and last is not None and tensors[last].shape[0] == tensor.numel():
             followed.setdefault(last, name.removesuffix(_STATISTIC))
     return followed
 
 
+def _is_layer(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0
+
+
+def _is_statistic(name: str, tensor: Tensor) -> bool:
+    return name.endswith(_STATISTIC) and tensor.ndim == 1 and len(tensor) > 0 and not tensor.is_complex()
+
+
 def _followed_by_variances(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    weights = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.ndim >= 2]
+    # A norm goes with a weight in the module that both have most in common with, whose energies are most like its
+    # variances.
+    weights: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        if _is_layer(tensor) and len(tensor) > 1:
+            weights.setdefault(len(tensor), []).append(name)
+    profiles: dict[str, Tensor | None] = {}
     found: list[tuple[int, float, str, str]] = []
     for name, variance in tensors.items():
-        if name.endswith(_STATISTIC):
+        if _is_statistic(name, variance) and len(variance) in weights:
             prefix = name.removesuffix(_STATISTIC)
-            near = [weight for weight in weights if len(tensors[weight]) == variance.numel() > 1]
-            found += [(-_common(prefix, w), -_alike(tensors[w], variance), w, prefix) for w in near]
+            common = {weight: _common(prefix, weight) for weight in weights[len(variance)]}
+            most = max(common.values())
+            near = [weight for weight, n in common.items() if n == most]
+            profile = _profile(variance.double()) if len(near) > 1 and not variance.is_meta else None
+            for weight in near:
+                if weight not in profiles and len(near) > 1:
+                    profiles[weight] = None if tensors[weight].is_meta else _profile(_row_energies(tensors[weight]))
+                other = profiles.get(weight)
+                alike = 0.0 if profile is None or other is None else float(profile @ other)
+                found.append((-most, -alike, weight, prefix))
     followed: dict[str, str] = {}
+    taken: set[str] = set()
     for _, _, weight, prefix in sorted(found):
-        if weight not in followed and prefix not in followed.values():
+        if weight not in followed and prefix not in taken:
             followed[weight] = prefix
-    return {name: followed[name] for name in weights if name in followed}
+            taken.add(prefix)
+    return {name: followed[name] for name in tensors if name in followed}
+
+
+def _row_energies(weight: Tensor) -> Tensor:
+    return computable(weight).double().reshape(len(weight), -1).square().sum(1)
+
+
+def _profile(values: Tensor) -> Tensor | None:
+    # The logarithms, centred and of length 1, whose product with another's is their correlation.
+    logs = (values + _TINY).log()
+    logs = logs - logs.mean()
+    length = math.sqrt(float(logs.square().sum()))
+    return logs / length if 0 < length < math.inf else None
 
 
 def _common(a: str, b: str) -> int:
     # How many modules two names have in common.
     parts = zip(a.split(".")[:-2], b.split(".")[:-2], strict=False)
     return next((number for number, (x, y) in enumerate(parts) if x != y), min(a.count("."), b.count(".")) - 1)
-
-
-def _alike(weight: Tensor, variance: Tensor) -> float:
-    if weight.is_meta or variance.is_meta:
-        return 0.0
-    energies = weight.double().reshape(len(weight), -1).square().sum(1)
-    logs = torch.stack([(values.double() + _TINY).log() for values in (energies, variance)])
-    correlation = float(torch.corrcoef(logs)[0, 1])
-    return correlation if math.isfinite(correlation) else 0.0
 
 
 def input_moments(tensors: Mapping[str, Tensor], followed: Mapping[str, str]) -> dict[str, Tensor]:
@@ -163,7 +192,7 @@ def input_moments(tensors: Mapping[str, Tensor], followed: Mapping[str, str]) ->
         name = by_norm[prefix]
         before = [norms[p].output for p in prefixes[max(0, number - _NORMS_BEFORE) : number]]
         weight = tensors.get(name)
-        if weight is None or weight.shape[1] < 2 or not before or not bool(weight.isfinite().all()):
+        if weight is None or weight.shape[1] < 2 or not before or not bool(computable(weight).isfinite().all()):
             continue  # of a depthwise convolution each row has an input of its own, and a step as well
         signal = _best(_Layer.of(tensors, name, norms[prefix]), _sums(before, seen))
         if signal is not None:
@@ -187,18 +216,27 @@ def moments_by_gains(tensors: Mapping[str, Tensor], coded: Mapping[str, Tensor])
     gains: dict[int, list[Tensor]] = {}
     for name, tensor in tensors.items():
         if tensor.ndim == 1 and len(tensor) >= _FEWEST_GAINS and _is_gain(name, tensors):
-            gains.setdefault(len(tensor), []).append(tensor.double().abs().argsort().argsort().double())
+            gains.setdefault(len(tensor), []).append(_ranks(tensor.double().abs()))
+    known = {n: torch.stack(ranks) for n, ranks in gains.items()}
     found: dict[str, Tensor] = {}
     for name, tensor in coded.items():
-        if tensor.ndim != 2 or tensor.shape[1] not in gains or len(tensor) < _FEWEST_ROWS:
+        if tensor.ndim != 2 or tensor.shape[1] not in known or len(tensor) < _FEWEST_ROWS:
             continue
-        energies = column_energies(tensor)
-        order = energies.argsort().argsort().double()
-        ranks = torch.stack([order, *gains[tensor.shape[1]]])
-        if float(torch.corrcoef(ranks)[0, 1:].min()) <= -_LEAST_OPPOSED and bool((energies > 0).any()):
+        ranks, energies = known[tensor.shape[1]], column_energies(tensor)
+        # The more gains are looked at, the farther one goes by chance.
+        chance = (math.sqrt(2 * math.log(len(ranks))) + _STRICT) / math.sqrt(tensor.shape[1])
+        opposed = -float((ranks @ _ranks(energies)).min())
+        if opposed >= max(_LEAST_OPPOSED, chance) and bool((energies > 0).any()):
             mean = float(energies.mean())
             found[name] = mean / energies.clamp_min(_LEAST_ENERGY * mean)
     return found
+
+
+def _ranks(values: Tensor) -> Tensor:
+    # Of which the product of two is their rank correlation.
+    ranks = values.argsort(stable=True).argsort(stable=True).double()
+    centred: Tensor = ranks - ranks.mean()
+    return centred / math.sqrt(float(centred.square().sum()))
 
 
 def _is_gain(name: str, tensors: Mapping[str, Tensor]) -> bool:
@@ -207,7 +245,8 @@ def _is_gain(name: str, tensors: Mapping[str, Tensor]) -> bool:
     if tensor.is_meta or not tensor.is_floating_point() or "bias" in last or f"{prefix}.{_STATISTIC}" in tensors:
         return False
     values = tensor.double()
-    return bool(values.isfinite().all()) and float((values > 0).double().mean()) >= _MOSTLY
+    is_constant = bool((values == values[0]).all())
+    return not is_constant and bool(values.isfinite().all()) and float((values > 0).double().mean()) >= _MOSTLY
 
 
 def column_energies(tensor: Tensor) -> Tensor:
@@ -219,7 +258,9 @@ def column_energies(tensor: Tensor) -> Tensor:
 
 def _norm(tensors: Mapping[str, Tensor], prefix: str) -> Norm | None:
     mean, variance = tensors.get(f"{prefix}running_mean"), tensors.get(f"{prefix}running_var")
-    if mean is None or variance is None or mean.shape != variance.shape or mean.is_meta:
+    if mean is None or variance is None or mean.shape != variance.shape or mean.is_meta or variance.is_meta:
+        return None
+    if not _is_statistic(_STATISTIC, mean) or mean.is_complex():
         return None
     gain, bias = (tensors.get(f"{prefix}{part}") for part in ("weight", "bias"))
     gain = torch.ones_like(mean) if gain is None or gain.shape != mean.shape else gain
@@ -249,9 +290,10 @@ class _Layer:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], name: str, norm: Norm) -> _Layer:
-        weight = tensors[name].double().reshape(*tensors[name].shape[:2], -1)
+        found = computable(tensors[name]).double()
+        weight = found.flatten(2) if found.ndim > 2 else found[:, :, None]
         bias = tensors.get(f"{name.removesuffix('weight')}bias")
-        mean = norm.mean if bias is None or bias.shape != norm.mean.shape else norm.mean - bias.double()
+        mean = norm.mean if bias is None or bias.is_meta or bias.shape != norm.mean.shape else norm.mean - bias.double()
         deviation = norm.deviation
         return cls(weight.sum(2), weight.square().sum(2), mean / deviation, deviation, weight.shape[2])
 
