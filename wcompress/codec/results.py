@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from wcompress.codec.rate_control.floors import Floors
+from wcompress.codec.rate_control.floors import Floors, Quality
 from wcompress.fidelity import TensorError, Worst
 
 if TYPE_CHECKING:
-    from wcompress.codec.rate_control.default_quality import Quality
     from wcompress.vae.training import TrainingHistory
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from wcompress.codec.rate_control.floors import Quality
 from wcompress.codec.rate_control.norm_inputs import followed_by_norm
 from wcompress.fidelity import computable
 
@@ -30,19 +30,6 @@ _CELLS: dict[int, Any] = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}
 _SEQUENCES, _STEPS, _PROBE_DB = 8, 96, -40.0
 _MOST_WORK = 1 << 34
 _DEAD = 1e-12
-
-
-@dataclass(frozen=True)
-class Quality:
-    """A quality and its reason.
-
-    Attributes:
-        sqnr_db: as `wcompress.codec.rate_control.step_rule` counts it, dB.
-        reason: a phrase.
-    """
-
-    sqnr_db: float
-    reason: str
 
 
 def default_quality(tensors: Mapping[str, Tensor]) -> Quality:

@@ -37,6 +37,19 @@ _BITS_DB = 6.02
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A quality and its reason.
+
+    Attributes:
+        sqnr_db: as `wcompress.codec.rate_control.step_rule` counts it, dB.
+        reason: a phrase.
+    """
+
+    sqnr_db: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class Floors:
     """Least SQNRs in dB, each of a group relative to its own energy.
 
