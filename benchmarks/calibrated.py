@@ -61,7 +61,7 @@ LEVELS = {"residual": (10.0, 15.0, 20.0), "efficientnet-lite0": (90.0, 95.0), "m
 BITS = {
     "residual": tuple(0.5 + 0.25 * i for i in range(12)),
     "efficientnet-lite0": (4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0),
-    "minilm": (2.0, 2.5, 3.0, 3.5, 4.0),
+    "minilm": (2.5, 3.0, 3.5, 4.0, 4.25),
 }
 WAYS = {"data-free": "off", "calibrated": "on"}
 
