@@ -121,7 +121,7 @@ class PackOptions:
         for holds, name, expected in checks:
             if not holds:
                 raise OptionError(f"{name} {getattr(self, name)!r}: must be {expected}")
-        targets = [name for name in TARGETS if getattr(self, name) is not None]
+        targets = self.targets
         if len(targets) > 1:
             raise OptionError(f"{' and '.join(targets)}: only one target can be set; choose one")
         if targets and self.method != "vae":
@@ -139,6 +139,11 @@ class PackOptions:
             )
         if self.rules and self.refines:
             raise OptionError("tensor: refinement moves every weight, whatever a rule says; use --refine off")
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the targets that are set; of valid options at most one."""
+        return [name for name in TARGETS if getattr(self, name) is not None]
 
     @property
     def is_quick(self) -> bool:

@@ -182,15 +182,9 @@ def pack_and_restore(
         ),
         choices=with_errors(written.choices, written.figures.tensors),
         estimate=estimate,
-        quality=default_quality(whole) if found is None and _is_free(options) else None,
+        quality=default_quality(whole) if found is None and options.method == "vae" and not options.targets else None,
     )
     return result, written.restored
-
-
-def _is_free(options: PackOptions) -> bool:
-    """Whether nothing but the model decides how well it is kept."""
-    targets = (options.sqnr, options.bits_per_weight, options.ratio, options.max_drop)
-    return options.method == "vae" and all(target is None for target in targets) and not options.aims_at_outputs
 
 
 def with_overrides(options: PackOptions | None, overrides: Mapping[str, Any]) -> PackOptions:

@@ -260,7 +260,7 @@ def _norm(tensors: Mapping[str, Tensor], prefix: str) -> Norm | None:
     mean, variance = tensors.get(f"{prefix}running_mean"), tensors.get(f"{prefix}running_var")
     if mean is None or variance is None or mean.shape != variance.shape or mean.is_meta or variance.is_meta:
         return None
-    if not _is_statistic(_STATISTIC, mean) or mean.is_complex():
+    if not _is_statistic(_STATISTIC, mean):
         return None
     gain, bias = (tensors.get(f"{prefix}{part}") for part in ("weight", "bias"))
     gain = torch.ones_like(mean) if gain is None or gain.shape != mean.shape else gain
@@ -277,8 +277,8 @@ class _Layer:
 
     Attributes:
         sums, squares: of the weights over a kernel, float64 `[n_outputs, n_inputs]`.
-        mean, variance: of its outputs, without its bias, in their standard deviations, float64 `[n_outputs]`.
-        deviation: of its outputs.
+        mean: of its outputs, without its bias, in their standard deviations, float64 `[n_outputs]`.
+        deviation: of its outputs, float64 `[n_outputs]`.
         kernel: weights of one input and one output.
     """
 
